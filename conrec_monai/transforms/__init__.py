@@ -1,0 +1,79 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from .base import BatchRandTransform, BatchRandTransformd, unit_float
+from .dictionary import (
+    RandColorJitterd,
+    RandGaussianBlurd,
+    RandGrayscaled,
+    RandHorizontalFlipd,
+    RandInPaintd,
+    RandIntensityCurved,
+    RandLocalPixelShuffled,
+    RandMaskingd,
+    RandOutPaintd,
+    RandResizedCropd,
+)
+from .intensity import (
+    RandColorJitter,
+    RandGaussianBlur,
+    RandGrayscale,
+    RandIntensityCurve,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    grayscale,
+    intensity_curve,
+)
+from .masking import MIN_MASKING_SIZE, RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
+from .spatial import RandHorizontalFlip, RandResizedCrop
+from .views import TwoViews, TwoViewsd, Views
+
+__all__ = [
+    "MIN_MASKING_SIZE",
+    "BatchRandTransform",
+    "BatchRandTransformd",
+    "RandColorJitter",
+    "RandColorJitterd",
+    "RandGaussianBlur",
+    "RandGaussianBlurd",
+    "RandGrayscale",
+    "RandGrayscaled",
+    "RandHorizontalFlip",
+    "RandHorizontalFlipd",
+    "RandInPaint",
+    "RandInPaintd",
+    "RandIntensityCurve",
+    "RandIntensityCurved",
+    "RandLocalPixelShuffle",
+    "RandLocalPixelShuffled",
+    "RandMasking",
+    "RandMaskingd",
+    "RandOutPaint",
+    "RandOutPaintd",
+    "RandResizedCrop",
+    "RandResizedCropd",
+    "TwoViews",
+    "TwoViewsd",
+    "Views",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "gaussian_blur",
+    "grayscale",
+    "intensity_curve",
+    "unit_float",
+]

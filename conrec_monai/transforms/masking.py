@@ -1,0 +1,208 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conrec_monai.transforms.base import BatchRandTransform, Params, column, take, update_where
+from conrec_monai.transforms.intensity import RandIntensityCurve
+
+__all__ = ["MIN_MASKING_SIZE", "RandInPaint", "RandLocalPixelShuffle", "RandMasking", "RandOutPaint"]
+
+# The published window sizes are empty ranges below this height or width.
+MIN_MASKING_SIZE = 25
+BORDER = 3
+
+
+def _check_size(shape: Sequence[int]) -> tuple[int, int]:
+    height, width = shape[-2:]
+    if min(height, width) < MIN_MASKING_SIZE:
+        raise ValueError(f"maskings need images of at least {MIN_MASKING_SIZE} px a side, got {height} x {width}.")
+    return height, width
+
+
+def _noise(seeds: Tensor, count: int) -> Tensor:
+    """Counter-based noise: for every seed (any shape, below 2^32), ``count`` integers in [0, 2^32).
+
+    An integer hash of seed and counter: the same numbers on every device, sample by sample.
+    """
+    x = (seeds[..., None] * 0x9E3779B1 + torch.arange(count, device=seeds.device)) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _inside(windows: np.ndarray, like: Tensor) -> Tensor:
+    """Masks BK1HW of the windows (y, x, height, width), shape BK4."""
+    y, x, h, w = torch.from_numpy(windows).to(like.device, non_blocking=True)[..., None].unbind(2)
+    rows, columns = torch.arange(like.shape[2], device=like.device), torch.arange(like.shape[3], device=like.device)
+    inside_rows, inside_columns = (rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w)
+    return (inside_rows[..., None] & inside_columns[..., None, :])[:, :, None]
+
+
+class RandLocalPixelShuffle(BatchRandTransform):
+    """Shuffles the pixels inside small windows; whole pixels, all channels together.
+
+    Up to ``max_windows`` windows with sides of 1 to int(0.2 S) - 1 (S: side of the image), each drawn with probability
+    ``prob`` if all before it were. A window's new content always comes from the unshuffled image. Source: arXiv
+    2104.04323 (maskings); the "local pixel shuffling" of Models Genesis, arXiv 1908.06912.
+
+    Args:
+        max_windows: largest number of windows.
+        prob: probability to go on with a further window.
+
+    Raises:
+        ValueError: for images smaller than 25 px.
+    """
+
+    def __init__(self, max_windows: int = 15, prob: float = 0.99) -> None:
+        self.max_windows, self.prob = max_windows, prob
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``seed``, shape nK."""
+        height, width = _check_size(shape)
+        size = (n, self.max_windows)
+        h, w = (self.R.randint(1, int(0.2 * s), size=size) for s in (height, width))
+        y, x = self.R.randint(0, height - h), self.R.randint(0, width - w)
+        h = h * np.logical_and.accumulate(self.R.uniform(size=size) < self.prob, axis=1)
+        seed = self.R.randint(0, 2**32, size=size, dtype=np.int64)
+        return {"windows": np.stack([y, x, h, w], axis=-1), "seed": seed}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        height, width = batch.shape[2:]
+        largest = int(params["windows"][..., 2:].prod(axis=-1).max(initial=0))
+        if not largest:
+            return batch
+        y, x, h, w = torch.from_numpy(params["windows"]).to(batch.device, non_blocking=True)[..., None].unbind(2)
+        inside = torch.arange(largest, device=batch.device).expand(*y.shape[:2], largest)
+        pixel = (y + inside // w) * width + x + inside % w
+        # Places beyond the end of a window: a pixel behind the image's last, sorted behind all others.
+        beyond = inside >= h * w
+        pixel = pixel.masked_fill(beyond, height * width)
+        keys = _noise(torch.from_numpy(params["seed"]).to(batch.device, non_blocking=True), largest)
+        order = keys.masked_fill(beyond, 2**32).argsort(dim=-1, stable=True)
+        shuffled = pixel.gather(-1, order)
+        source = torch.arange(height * width + 1, device=batch.device).repeat(len(batch), 1)
+        for k in range(pixel.shape[1]):  # a later window overwrites an earlier one
+            source.scatter_(1, pixel[:, k], shuffled[:, k])
+        index = source[:, None, :-1].expand(-1, batch.shape[1], -1)
+        return batch.flatten(2).gather(2, index).view_as(batch)
+
+
+class RandInPaint(BatchRandTransform):
+    """Covers small windows with one random color each.
+
+    Up to 5 windows with sides of int(0.14 S) to int(0.2 S) - 1 (S: side of the image), at least 3 px from the border,
+    each drawn with probability 0.95 if all before it were. Source: arXiv 2104.04323 (maskings); the "in-painting" of
+    Models Genesis, arXiv 1908.06912.
+
+    Raises:
+        ValueError: for images smaller than 25 px.
+    """
+
+    max_windows = 5
+    prob = 0.95
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nKC."""
+        height, width = _check_size(shape)
+        size = (n, self.max_windows)
+        h, w = (self.R.randint(int(0.14 * s), int(0.2 * s), size=size) for s in (height, width))
+        y, x = self.R.randint(BORDER, height - h - BORDER), self.R.randint(BORDER, width - w - BORDER)
+        h = h * np.logical_and.accumulate(self.R.uniform(size=size) < self.prob, axis=1)
+        return {"windows": np.stack([y, x, h, w], axis=-1), "color": self.R.uniform(size=(*size, shape[0]))}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        inside = _inside(params["windows"], batch)
+        colors = torch.as_tensor(params["color"], dtype=torch.float32).to(batch.device, non_blocking=True)
+        for k in range(inside.shape[1]):
+            batch = torch.where(inside[:, k], colors[:, k, :, None, None], batch)
+        return batch
+
+
+class RandOutPaint(BatchRandTransform):
+    """Covers all but a few large windows with one random color.
+
+    Up to 5 windows, the first certain, the others each with probability 0.95 if all before it were, with sides from
+    S - (3S // 7 - 1) to S - 2S // 7 (S: side of the image), at least 3 px from the border. Source: arXiv 2104.04323
+    (maskings); the "out-painting" of Models Genesis, arXiv 1908.06912.
+
+    Raises:
+        ValueError: for images smaller than 25 px.
+    """
+
+    max_windows = 5
+    prob = 0.95
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nC."""
+        height, width = _check_size(shape)
+        size = (n, self.max_windows)
+        h, w = (s - self.R.randint(2 * s // 7, 3 * s // 7, size=size) for s in (height, width))
+        y, x = self.R.randint(BORDER, height - h - BORDER), self.R.randint(BORDER, width - w - BORDER)
+        drawn = self.R.uniform(size=size) < self.prob
+        drawn[:, 0] = True
+        h = h * np.logical_and.accumulate(drawn, axis=1)
+        return {"windows": np.stack([y, x, h, w], axis=-1), "color": self.R.uniform(size=(n, shape[0]))}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        visible = _inside(params["windows"], batch).any(dim=1)
+        return torch.where(visible, batch, column(params["color"], batch))
+
+
+class RandMasking(BatchRandTransform):
+    """One of the maskings at random: local pixel shuffling, in-painting or out-painting, with equal probabilities.
+
+    For images of one channel the shuffling has always 15 windows, and a non-linear intensity curve
+    (:class:`RandIntensityCurve`) is a fourth possibility. Source: arXiv 2104.04323 (maskings).
+
+    Raises:
+        ValueError: for images smaller than 25 px.
+    """
+
+    def __init__(self) -> None:
+        color = (RandLocalPixelShuffle(), RandInPaint(), RandOutPaint())
+        gray = (RandLocalPixelShuffle(prob=1.0), RandInPaint(), RandOutPaint(), RandIntensityCurve())
+        self.color: tuple[BatchRandTransform, ...] = color
+        self.gray: tuple[BatchRandTransform, ...] = gray
+        self.set_random_state(state=self.R)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandMasking:
+        super().set_random_state(seed, state)
+        for transform in self.color + self.gray:
+            transform.set_random_state(state=self.R)
+        return self
+
+    def _maskings(self, channels: int) -> tuple[BatchRandTransform, ...]:
+        return self.gray if channels == 1 else self.color
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``masking``, the index of each sample's masking, and the parameters of every masking by class name."""
+        maskings = self._maskings(shape[0])
+        params: Params = {"masking": self.R.randint(len(maskings), size=n)}
+        for masking in maskings:
+            params[type(masking).__name__] = masking.randomize(n, shape)
+        return params
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        for i, masking in enumerate(self._maskings(batch.shape[1])):
+            own = params[type(masking).__name__]
+            batch = update_where(
+                batch,
+                params["masking"] == i,
+                lambda x, chosen, masking=masking, own=own: masking.apply(x, take(own, chosen)),  # type: ignore[misc]
+            )
+        return batch

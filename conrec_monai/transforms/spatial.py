@@ -1,0 +1,128 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conrec_monai.transforms.base import BatchRandTransform, Params, separable
+
+__all__ = ["RandHorizontalFlip", "RandResizedCrop"]
+
+ATTEMPTS = 100  # to draw a large enough crop
+
+
+def _cubic_matrix(start: Tensor, length: Tensor, out_size: int, in_size: int) -> Tensor:
+    """Matrices B[out_size][in_size] that resample the pixels from start to start + length by cubic convolution.
+
+    As published: a = -0.75, no antialiasing, output pixel j at ``j * length / out_size`` of the window (its corner, not
+    its center), taps outside the window repeat its border.
+    """
+    position = torch.arange(out_size, device=start.device) * (length[:, None] / out_size)
+    taps = position.floor()[..., None] + torch.arange(-1, 3, device=start.device)
+    x = (position[..., None] - taps).abs()
+    weights = torch.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4))
+    taps = torch.minimum(taps.clamp(min=0), length[:, None, None] - 1) + start[:, None, None]
+    return weights.new_zeros(len(start), out_size, in_size).scatter_add_(2, taps.long(), weights)
+
+
+class RandResizedCrop(BatchRandTransform):
+    """Random crop, resized to a square by bicubic interpolation and clipped to [0, 1].
+
+    The aspect ratio r (width / height) is uniform; the height is a uniform integer from round(sqrt(scale[0] H W / r))
+    to the largest that fits into the image and under the area scale[1] H W, the width round(height * r); redrawn while
+    the area is under ``min_area`` H W, after 100 attempts the whole image. The corner is a uniform integer below H - height (W - width).
+    Source: arXiv 2104.04323 (views); parameters of the published implementation.
+
+    Args:
+        size: side of the result in pixels.
+        scale: smallest and largest area of the crop over that of the image.
+        ratio: range of the aspect ratio.
+        min_area: area over that of the image under which a crop is redrawn.
+
+    Raises:
+        ValueError: when an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        min_area: float = 0.1,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size must be positive, got {size}.")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two increasing numbers in (0, 1], got {scale}.")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must be two increasing positive numbers, got {ratio}.")
+        if not 0 <= min_area < 0.7 * scale[1]:  # every aspect ratio must leave crops that are large enough
+            raise ValueError(f"min_area must be from 0 to 0.7 of the largest scale {scale[1]}, got {min_area}.")
+        self.size, self.scale, self.ratio, self.min_area = size, tuple(scale), tuple(ratio), min_area
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``box``: n integer boxes (y, x, height, width)."""
+        height, width = shape[-2:]
+        area = height * width
+        boxes = np.empty((n, 4), dtype=np.int64)
+        todo = np.arange(n)
+        for _ in range(ATTEMPTS):
+            ratio = self.R.uniform(*self.ratio, size=len(todo))
+            high = np.minimum(height, np.sqrt(self.scale[1] * area / ratio) + 1).astype(np.int64)
+            high = np.minimum(high, ((width + 1) / ratio).astype(np.int64))
+            for _step in range(3):  # at most two too high
+                w = np.rint(high * ratio)
+                high = high - ((high > 1) & ((w > width) | (high * w > self.scale[1] * area)))
+            low = np.minimum(np.rint(np.sqrt(self.scale[0] * area / ratio)).astype(np.int64), high)
+            h = self.R.randint(np.maximum(low, 1), high + 1)
+            w = np.clip(np.rint(h * ratio).astype(np.int64), 1, width)
+            y = self.R.randint(0, np.maximum(height - h, 1))
+            x = self.R.randint(0, np.maximum(width - w, 1))
+            large = h * w >= self.min_area * area
+            boxes[todo[large]] = np.stack([y, x, h, w], axis=1)[large]
+            todo = todo[~large]
+            if not len(todo):
+                break
+        boxes[todo] = (0, 0, height, width)  # too long and narrow an image for any such crop
+        return {"box": boxes}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        """BCHW -> BC[size][size]."""
+        y, x, h, w = torch.as_tensor(params["box"]).to(batch.device, torch.float32, non_blocking=True).unbind(1)
+        rows = _cubic_matrix(y, h, self.size, batch.shape[2])
+        columns = _cubic_matrix(x, w, self.size, batch.shape[3])
+        return separable(batch, rows, columns).clamp_(0, 1)
+
+
+class RandHorizontalFlip(BatchRandTransform):
+    """Flips left and right with probability ``prob``.
+
+    Raises:
+        ValueError: when ``prob`` is not in [0, 1].
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be in [0, 1], got {prob}.")
+        self.prob = prob
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``flip``: n booleans."""
+        return {"flip": self.R.uniform(size=n) < self.prob}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        flip = torch.as_tensor(params["flip"]).to(batch.device, non_blocking=True)
+        return torch.where(flip[:, None, None, None], batch.flip(-1), batch)

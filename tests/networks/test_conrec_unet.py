@@ -1,0 +1,311 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conrec_monai.networks.blocks import AttentionPool
+from conrec_monai.networks.nets import ConRecEncoder, ConRecOutput, ConRecUNet
+
+SMALL = (8, 16, 32, 64)
+
+
+def _published_count(module: nn.Module) -> int:
+    """The paper counts weights and batch-norm running statistics."""
+    buffers = sum(b.numel() for name, b in module.named_buffers() if not name.endswith("num_batches_tracked"))
+    return sum(p.numel() for p in module.parameters()) + buffers
+
+
+@pytest.mark.parametrize(("pooling", "count"), [("average", 4_693_056), ("attention", 4_867_905 - 512)])
+def test_parameter_counts_of_table_1(pooling, count):
+    # The published 4,867,905 hold 512 constant ones that need not exist.
+    assert _published_count(ConRecEncoder(pooling=pooling)) == count
+    assert _published_count(ConRecUNet(pooling=pooling).encoder) == count
+
+
+class _KerasWeights:
+    """Fills a network with arrays that are listed layer by layer (kernels HWIO and IO)."""
+
+    def __init__(self, layers):
+        self.layers = iter(layers)
+
+    def fill(self, module: nn.Module) -> None:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                arrays = next(self.layers)
+                kernel = torch.tensor(arrays["kernel"])
+                part.weight.data.copy_(kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
+                if part.bias is not None:
+                    part.bias.data.copy_(torch.tensor(arrays["bias"]))
+            elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                arrays = next(self.layers)
+                part.weight.data.copy_(torch.tensor(arrays["gamma"]))
+                if part.bias is not None:
+                    part.bias.data.copy_(torch.tensor(arrays["beta"]))
+                else:
+                    assert "beta" not in arrays
+                part.running_mean.copy_(torch.tensor(arrays["moving_mean"]))
+                part.running_var.copy_(torch.tensor(arrays["moving_variance"]))
+
+
+def _close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=1e-4)
+
+
+def test_published_network_in_inference_and_training_mode(oracles):
+    z = np.load(oracles / "model_pooling_rgb.npz")
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for key in z:
+        if key.startswith("weights/"):
+            _, layer, part = key.split("|", 1)[0], *key.split("|")[2:]
+            layers.setdefault(layer, {})[part] = z[key]
+    net = ConRecUNet(features=SMALL, pooling="average", projection_dim=32)
+
+    def suffix(name: str) -> int:
+        return int(name.rsplit("_", 1)[1]) if name[-1].isdigit() and "_" in name else 0
+
+    convs = [layers[n] for n in sorted((n for n in layers if n.startswith("conv2d")), key=suffix)]
+    norms = [layers[n] for n in sorted((n for n in layers if n.startswith("batch_norm")), key=suffix)]
+    dense = [layers[n] for n in sorted((n for n in layers if n.startswith("dense")), key=suffix)]
+    # Numbered as built: per level two convolutions, then its skip; the projection's norms (11-13) before the decoder's.
+    encoder = [i for level in ((0, 1), (3, 4), (6, 7), (9, 10)) for i in level]
+    _KerasWeights([x for i in encoder for x in (convs[i], norms[i])]).fill(net.encoder)
+    _KerasWeights([x for i in range(3) for x in (dense[i], norms[11 + i])]).fill(net.projection)
+    for j, (skip, pair) in enumerate(((8, (11, 12)), (5, (13, 14)), (2, (15, 16)))):
+        _KerasWeights([convs[skip], norms[skip]]).fill(net.decoder.skips[j])
+        _KerasWeights([x for i in pair for x in (convs[i], norms[i + 3])]).fill(net.decoder.levels[j])
+    _KerasWeights([layers["reconst_output"]]).fill(net.decoder.output)
+
+    x = torch.tensor(z["x"]).permute(0, 3, 1, 2)
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
+    for norm in norms.values():
+        norm.momentum = 1.0  # the running statistics become those of the batch
+    output = net.train()(x)
+    assert isinstance(output, ConRecOutput)
+    _close(output.reconstruction.permute(0, 2, 3, 1), z["reconstruction_train"])
+    _close(output.projection, z["projection_train"])
+
+    # The weights were saved after the training-mode call: its update of the running averages, with decay 0.9, is taken
+    # back for the inference-mode outputs. (The published dense norms update with the biased variance.)
+    for name, norm in norms.items():
+        variance = norm.running_var * ((len(x) - 1) / len(x) if isinstance(norm, nn.BatchNorm1d) else 1)
+        norm.running_var = (saved[f"{name}.running_var"] - 0.1 * variance) / 0.9
+        norm.running_mean = (saved[f"{name}.running_mean"] - 0.1 * norm.running_mean) / 0.9
+    output = net.eval()(x)
+    _close(output.reconstruction.permute(0, 2, 3, 1), z["reconstruction"])
+    _close(output.projection, z["projection"])
+    _close(output.representation, z["representation"])
+
+
+@pytest.mark.parametrize("name", ["attention_rgb", "attention_gray_depth3", "pooling_rgb", "transpose_skip1"])
+def test_published_architectures(oracles, name):
+    h5py = pytest.importorskip("h5py")
+    z = np.load(oracles / f"checkpoint_{name}.npz")
+    config = json.loads(str(z["config"]).replace("'", '"').replace("None", "null"))
+    features = tuple(config["filters"] * 2**i for i in range(config["depth"]))
+    net = ConRecUNet(
+        in_channels=config["in_channels"],
+        features=features,
+        pooling="attention" if config["pooling"] == "ga_attention" else "average",
+        skip_levels=config["skip_levels"],
+        upsample="deconv" if config["decoder"] == "transpose" else "nontrainable",
+        projection_dim=config["projection_dim"],
+    )
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    with h5py.File(oracles / f"checkpoint_{name}.hdf5") as f:
+        f["model_weights"].visititems(
+            lambda path, item: (
+                arrays.setdefault(path.split("/")[-2], {}).update({path.split("/")[-1].split(":")[0]: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+
+    def group(prefix: str, skip: str | None = None) -> list[dict[str, np.ndarray]]:
+        names = [n for n in arrays if n.startswith(prefix) and (skip is None or not n.startswith(skip))]
+        return [arrays[n] for n in sorted(names, key=lambda n: int(n.rsplit("_", 1)[1]) if n[-1].isdigit() else 0)]
+
+    # Layers are numbered in the order in which they are built; a skip path that is built but not used is not saved.
+    convs, norms, dense = group("conv2d", "conv2d_transpose"), group("batch_norm"), group("dense")
+    ups = group("conv2d_transpose")
+    encoder, skips = [], {}
+    levels = len(features)
+    for i in range(levels):
+        encoder += [x for pair in zip(convs[:2], norms[:2], strict=True) for x in pair]
+        del convs[:2], norms[:2]
+        if i < net.config["skip_levels"]:
+            skips[i] = [convs.pop(0), norms.pop(0)]
+    branch_convs = 4 if config["pooling"] == "ga_attention" else 0
+    # The projection head and then the attention branch or the reverse: told apart by their widths below.
+    branch, convs = convs[:branch_convs], convs[branch_convs:]
+    no_beta = next(i for i, n in enumerate(norms) if "beta" not in n)
+    if branch:
+        in_front = no_beta - 2  # norms of the attention branch that come before the three of the projection
+        projection_norms = norms[in_front : no_beta + 1]
+        rest = norms[:in_front] + norms[no_beta + 1 :]
+        decoder_count = 2 * (levels - 1)
+        widths = [features[-1] // 2, features[-1] // 4, features[-1] // 8]
+        start = next(
+            i
+            for i in range(len(rest) - 2)
+            if [len(n["gamma"]) for n in rest[i : i + 3]] == widths and i in (0, decoder_count)
+        )
+        branch_norms = rest[start : start + 3]
+        decoder_norms = rest[:start] + rest[start + 3 :]
+        interleaved = [x for pair in zip(branch[:3], branch_norms, strict=True) for x in pair] + [branch[3]]
+        _KerasWeights(encoder).fill(net.encoder.levels)
+        _KerasWeights(interleaved).fill(net.encoder.pool)
+    else:
+        projection_norms, decoder_norms = norms[: no_beta + 1], norms[no_beta + 1 :]
+        _KerasWeights(encoder).fill(net.encoder)
+    _KerasWeights([x for pair in zip(dense, projection_norms, strict=True) for x in pair]).fill(net.projection)
+    for j in range(levels - 1):
+        i = levels - 2 - j
+        if ups:
+            net.decoder.ups[j].deconv.weight.data.copy_(torch.tensor(ups[j]["kernel"]).permute(3, 2, 0, 1))
+            net.decoder.ups[j].deconv.bias.data.copy_(torch.tensor(ups[j]["bias"]))
+        if i in skips:
+            _KerasWeights(skips[i]).fill(net.decoder.skips[j])
+        pair = slice(2 * j, 2 * j + 2)
+        _KerasWeights([x for two in zip(convs[pair], decoder_norms[pair], strict=True) for x in two]).fill(
+            net.decoder.levels[j]
+        )
+    _KerasWeights([arrays["reconst_output"]]).fill(net.decoder.output)
+    output = net.eval()(torch.tensor(z["x"]))
+    _close(output.representation, z["representation"])
+    _close(output.projection, z["projection"])
+    _close(output.reconstruction, z["reconstruction"])
+
+
+def test_attention_pool_of_the_published_implementation(oracles):
+    z = np.load(oracles / "augmentation_exact.npz")
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for key in z:
+        if key.startswith("attention_weights/"):
+            name, _, part = key.removeprefix("attention_weights/").split("|")
+            layers.setdefault(name, {})[part] = z[key]
+    features = torch.tensor(z["attention_features"])
+    pool = AttentionPool(z["attention_pooled_inference"].shape[1], dropout=0.0)
+    if features.shape[1] != pool.branch.conv_0.conv.in_channels:
+        features = features.permute(0, 3, 1, 2)
+    _KerasWeights([layers[name] for name in sorted(layers)]).fill(pool)
+    _close(pool.eval()(features), z["attention_pooled_inference"])
+    _close(pool.train()(features), z["attention_pooled_training"])
+
+
+def test_attention_is_a_weighted_average():
+    pool = AttentionPool(8).eval()
+    x = torch.rand(2, 8, 4, 6)
+    attention = pool.attention_map(x)
+    assert attention.shape == (2, 1, 4, 6)
+    weights = attention / attention.sum(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(pool(x), torch.einsum("bchw,bxhw->bc", x, weights))
+    constant = torch.ones(1, 8, 4, 4) * torch.arange(8).view(1, 8, 1, 1)
+    torch.testing.assert_close(pool(constant), torch.arange(8.0)[None])
+
+
+def test_only_the_attention_branch_is_dropped():
+    torch.manual_seed(0)
+    pool = AttentionPool(16)
+    nn.init.zeros_(pool.branch.conv_3.weight)  # a uniform map whatever is dropped
+    x = torch.rand(4, 16, 8, 8)
+    torch.testing.assert_close(pool.train()(x), x.mean(dim=(2, 3)))
+
+
+def test_encoder_outputs():
+    encoder = ConRecEncoder(in_channels=1, features=(8, 16, 32)).eval()
+    x = torch.rand(2, 1, 16, 24)
+    assert [tuple(f.shape) for f in encoder.features(x)] == [(2, 8, 16, 24), (2, 16, 8, 12), (2, 32, 4, 6)]
+    assert encoder.attention_map(x).shape == (2, 1, 4, 6)
+    assert encoder(x).shape == (2, encoder.num_features) == (2, 32)
+
+
+def test_flatten_is_in_order_height_width_channels():
+    encoder = ConRecEncoder(features=(8, 16), pooling="flatten", image_size=8).eval()
+    x = torch.rand(2, 3, 8, 8)
+    last = encoder.features(x)[-1]
+    assert encoder.num_features == 16 * 4 * 4
+    assert torch.equal(encoder(x).view(2, 4, 4, 16), last.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"decoder": False, "pooling": "average"},
+        {"upsample": "deconv", "skip_levels": 1, "skip_strength": 0.5},
+        {"pooling": "flatten", "image_size": 32, "projection_layers": 1, "skip_levels": 0},
+    ],
+)
+def test_scriptable_and_rebuilt_from_its_config(config):
+    net = ConRecUNet(features=SMALL, **config).eval()
+    x = torch.rand(2, 3, 32, 32)
+    expected = net(x)
+    twin = ConRecUNet(**net.config).eval()
+    twin.load_state_dict(net.state_dict())
+    for other in (torch.jit.script(net)(x), twin(x)):
+        assert (other.reconstruction is None) == (not config.get("decoder", True))
+        for a, b in zip(other, expected, strict=True):
+            if b is not None:
+                torch.testing.assert_close(a, b)
+    assert json.loads(json.dumps(net.config)) == net.config
+
+
+def test_initialization():
+    torch.manual_seed(0)
+    net = ConRecUNet(features=SMALL)
+    conv = net.encoder.levels[2].conv_1.conv
+    assert conv.weight.abs().max() <= (6 / (9 * 32 + 9 * 32)) ** 0.5 and conv.bias.eq(0).all()
+    assert net.projection.linear_0.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert net.projection.norm_2.bias is None and net.projection.norm_1.bias is not None
+    assert (net.encoder.levels[0].conv_0.adn.N.eps, net.encoder.levels[0].conv_0.adn.N.momentum) == (1e-5, 0.1)
+    assert (net.encoder.pool.branch.conv_0.adn.N.eps, net.encoder.pool.branch.conv_0.adn.N.momentum) == (1e-3, 0.01)
+
+
+def test_every_parameter_learns():
+    net = ConRecUNet(features=SMALL)
+    output = net(torch.rand(4, 3, 32, 32))
+    (output.reconstruction.square().mean() + output.projection.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooling": "max"}, "pooling must be one of .*'max'"),
+        ({"pooling": "flatten"}, "needs image_size, a multiple of 8"),
+        ({"pooling": "flatten", "image_size": 30}, "multiple of 8 for 4 levels, got 30"),
+        ({"features": ()}, "features must be"),
+        ({"features": (4, 12)}, "multiple of 8 channels, got 12"),
+        ({"in_channels": 0}, "in_channels"),
+        ({"skip_levels": 4}, "skip_levels must be from 0 to 3"),
+        ({"skip_strength": 0}, "skip_strength"),
+        ({"upsample": "bilinear"}, "upsample must be one of"),
+        ({"projection_layers": 0}, "projection_layers"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ConRecUNet(**arguments)
+
+
+def test_image_size_error():
+    with pytest.raises(ValueError, match="multiples of 8, got 32 x 30"):
+        ConRecEncoder(features=SMALL)(torch.rand(1, 3, 32, 30))
+    with pytest.raises(ValueError, match="no attention map"):
+        ConRecEncoder(features=SMALL, pooling="average").attention_map(torch.rand(1, 3, 32, 32))
