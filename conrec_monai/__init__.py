@@ -8,3 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
+"""Self-supervised pretraining for retinal fundus photographs with MONAI."""
+
+from __future__ import annotations
+
+from conrec_monai.networks.utils import load_encoder, load_model
+from conrec_monai.version import __version__
+
+__all__ = ["__version__", "load_encoder", "load_model"]

@@ -43,7 +43,8 @@ class RandResizedCrop(BatchRandTransform):
 
     The aspect ratio r (width / height) is uniform; the height is a uniform integer from round(sqrt(scale[0] H W / r))
     to the largest that fits into the image and under the area scale[1] H W, the width round(height * r); redrawn while
-    the area is under ``min_area`` H W, after 100 attempts the whole image. The corner is a uniform integer below H - height (W - width).
+    the area is under ``min_area`` H W, after 100 attempts the whole image. The corner is a uniform integer below
+    H - height (W - width).
     Source: arXiv 2104.04323 (views); parameters of the published implementation.
 
     Args:

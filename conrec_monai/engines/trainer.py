@@ -1,0 +1,183 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conrec_monai.metrics import contrastive_accuracy_entropy
+from conrec_monai.transforms import TwoViews
+
+__all__ = ["ConRecTrainer", "bfloat16_is_fast"]
+
+PARTS = ("loss", "contrastive_loss", "reconstruction_loss", "contrastive_accuracy")
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own; where it is emulated it is many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class ConRecTrainer(Trainer):
+    """Trains a :class:`conrec_monai.networks.nets.ConRecUNet` on unlabeled images.
+
+    Each iteration takes a batch of decoded images, makes both views of all images in batch on the device, runs them
+    through the network as one batch of 2B (so batch-norm statistics are shared) in channels-last memory format, and
+    steps the optimizer. Iteration events are those of :class:`monai.engines.SupervisedTrainer`. ``engine.state.output``
+    holds the tensors of the last iteration: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"`` (reconstruction or
+    None) and the scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``, ``"contrastive_accuracy"``,
+    whose means over the epoch are in ``engine.state.metrics`` when it is completed. They stay on the device until then.
+
+    A run that goes on from :meth:`training_state` is, on the CPU, bit for bit the run that was not interrupted, in the
+    middle of an epoch too, when the loader's ``batch_sampler`` has a ``set_position(epoch, batch)``
+    (:class:`conrec_monai.data.EpochBatchSampler`).
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: yields dictionaries with ``"image"``, BCHW, uint8, uint16 or floats in [0, 1].
+        network: from images 2BCHW to a :class:`conrec_monai.networks.nets.ConRecOutput`; it is moved to the device.
+        optimizer: of the network's parameters.
+        loss_function: from (projection, reconstruction, target) to a total and its parts:
+            :class:`conrec_monai.losses.ConRecLoss`.
+        views: makes inputs and targets; its ``R`` drives all randomness of an iteration, dropout included.
+        amp: autocast to bfloat16; None where the device has arithmetic for it.
+        train_handlers: Ignite handlers with an ``attach`` method.
+        epoch_length: iterations of an epoch; the length of the loader by default.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: Optimizer,
+        loss_function: Callable,
+        views: TwoViews,
+        amp: bool | None = None,
+        train_handlers: Sequence | None = None,
+        epoch_length: int | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            non_blocking=True,
+            decollate=False,
+        )
+        self.device = torch.device(device)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.views = views
+        # Not Trainer.amp: that one scales float16 gradients on CUDA, which bfloat16 does not need.
+        self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
+        self._totals = torch.zeros(len(PARTS), device=self.device)
+        self._counted = 0
+        self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+        if train_handlers is not None:
+            self._register_handlers(train_handlers)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+        if batchdata is None:
+            raise ValueError("Must provide batch data for current iteration.")
+        images = batchdata[Keys.IMAGE].to(self.device, non_blocking=True)
+        inputs, targets = self.views.batch(images)
+        # Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
+        torch.manual_seed(int(self.views.R.randint(2**31)))
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            prediction = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        losses = self.loss_function(prediction.projection, prediction.reconstruction, targets)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        losses.loss.backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.detach().chunk(2))
+        reconstruction = prediction.reconstruction
+        return {
+            Keys.IMAGE: inputs,
+            Keys.LABEL: targets,
+            Keys.PRED: None if reconstruction is None else reconstruction.detach(),
+            Keys.LOSS: losses.loss.detach(),
+            "contrastive_loss": losses.contrastive.detach(),
+            "reconstruction_loss": losses.reconstruction.detach(),
+            "contrastive_accuracy": accuracy,
+        }
+
+    def _start_epoch(self, engine: Engine) -> None:
+        done = self.state.iteration % self.state.epoch_length
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if hasattr(sampler, "set_position"):
+            sampler.set_position(self.state.epoch - 1, done)
+        if not done:
+            self._totals.zero_()
+            self._counted = 0
+
+    def _count(self, engine: Engine) -> None:
+        self._totals += torch.stack([self.state.output[name] for name in PARTS])
+        self._counted += 1
+
+    def running_metrics(self) -> dict[str, float]:
+        """Means of the loss parts over the iterations of this epoch so far; waits for the device."""
+        return dict(zip(PARTS, (self._totals / max(self._counted, 1)).tolist(), strict=True))
+
+    def _finish_epoch(self, engine: Engine) -> None:
+        self.state.metrics.update(self.running_metrics())
+
+    def training_state(self) -> dict[str, Any]:
+        """All that the run's future depends on besides network, data and settings: tensors and plain values."""
+        name, keys, position, has_gauss, cached = self.views.R.get_state(legacy=True)
+        return {
+            "iteration": self.state.iteration,
+            "epoch_length": self.state.epoch_length,
+            "optimizer": self.optimizer.state_dict(),
+            "views": {"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, cached]},
+            "totals": self._totals.clone(),
+            "counted": self._counted,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`training_state` was taken; the network's weights are loaded apart.
+
+        Raises:
+            ValueError: when the epochs have another number of iterations: the data or the batch size changed.
+        """
+        if state["epoch_length"] != self.state.epoch_length:
+            raise ValueError(
+                f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}:"
+                " the number of images or the batch size changed."
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.views.R.set_state(("MT19937", state["views"]["keys"].numpy().astype(np.uint32), *state["views"]["rest"]))
+        self._totals.copy_(state["totals"])
+        self._counted = state["counted"]
+        self.state.iteration = state["iteration"]
+        self.state.epoch = state["iteration"] // self.state.epoch_length

@@ -1,0 +1,184 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet
+
+__all__ = ["FORMAT", "VERSION", "load_encoder", "load_model", "load_weights", "read_checkpoint", "save_checkpoint"]
+
+FORMAT = "conrec_monai"
+VERSION = 1
+_KINDS: dict[str, type[ConRecUNet] | type[ConRecEncoder]] = {"ConRecUNet": ConRecUNet, "ConRecEncoder": ConRecEncoder}
+_ENCODER = "encoder."
+
+
+def save_checkpoint(
+    path: str | os.PathLike, network: ConRecUNet | ConRecEncoder, preprocessing: Mapping[str, Any], **extra: Any
+) -> None:
+    """Writes a checkpoint in one step: an interruption leaves the old file, never half a new one.
+
+    The file holds ``{"format", "version", "kind", "config", "preprocessing", "state_dict", ...}``: tensors and plain
+    values only, so that ``torch.load(path, weights_only=True)`` reads it.
+
+    Args:
+        path: of the file; its folder exists.
+        network: its class name becomes ``kind``, its arguments ``config``, its weights ``state_dict``.
+        preprocessing: how images become the network's input: ``image_size`` (pixels), ``resize`` ("squash", "pad" or
+            "crop"); values are in [0, 1].
+        **extra: further entries, such as the state of the training.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": type(network).__name__,
+        "config": network.config,
+        "preprocessing": dict(preprocessing),
+        # contiguous: the memory format of the training is no part of the weights
+        "state_dict": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
+        **extra,
+    }
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a checkpoint of this project; nothing in it is executed or unpickled but tensors and plain values.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no checkpoint, or one of another project or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: {'a folder' if path.is_dir() else 'no such file'}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is not a ConRec checkpoint: it is no PyTorch file, or holds objects other than tensors and plain"
+            " values, which are never unpickled."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} is not a ConRec checkpoint: expected an entry format={FORMAT!r}, found {found}.")
+    if content.get("version") != VERSION:
+        raise ValueError(f"{path} has format version {content.get('version')}, this release reads {VERSION}.")
+    missing = {"kind", "config", "preprocessing", "state_dict"} - content.keys()
+    if missing:
+        raise ValueError(f"{path} lacks the entries {sorted(missing)}.")
+    return content
+
+
+def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights of which every one must fit.
+
+    Args:
+        network: receives the weights.
+        state_dict: the weights by name.
+        source: what the error calls their origin.
+
+    Raises:
+        ValueError: when names or shapes differ; it names how many do, and the first of them.
+    """
+    own = network.state_dict()
+    differences = []
+    for what, names in (
+        ("missing", [n for n in own if n not in state_dict]),
+        ("unexpected", [n for n in state_dict if n not in own]),
+        (
+            "of another shape",
+            [
+                f"{n} {tuple(state_dict[n].shape)} instead of {tuple(own[n].shape)}"
+                for n in own
+                if n in state_dict and state_dict[n].shape != own[n].shape
+            ],
+        ),
+    ):
+        if names:
+            differences.append(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    if differences:
+        raise ValueError(f"{source} does not fit {type(network).__name__}: weights {'; '.join(differences)}.")
+    network.load_state_dict(state_dict)
+
+
+def _build(kind: str, config: Mapping[str, Any], source: str | os.PathLike) -> Any:
+    try:
+        return _KINDS[kind](**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds no valid {kind} configuration: {error}") from None
+
+
+def _checked(path: str | os.PathLike) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    if content["kind"] not in _KINDS:
+        raise ValueError(f"{path} holds a {content['kind']}, expected one of {sorted(_KINDS)}.")
+    return content
+
+
+def load_model(path: str | os.PathLike) -> ConRecUNet:
+    """The whole network of a checkpoint (``checkpoint.pt``), in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_checkpoint`; and when the file holds an encoder alone
+            (``encoder.pt``), or its weights do not fit its configuration.
+    """
+    content = _checked(path)
+    if content["kind"] != "ConRecUNet":
+        raise ValueError(
+            f"{path} holds an encoder alone, without projection and decoder: use load_encoder, or the run's checkpoint.pt."
+        )
+    network: ConRecUNet = _build("ConRecUNet", content["config"], path)
+    load_weights(network, content["state_dict"], str(path))
+    return network.eval()
+
+
+def load_encoder(path: str | os.PathLike) -> ConRecEncoder:
+    """The encoder of any checkpoint of this project (``checkpoint.pt`` or ``encoder.pt``), in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_checkpoint`; and when its weights do not fit its configuration.
+    """
+    content = _checked(path)
+    config, state_dict = content["config"], content["state_dict"]
+    if content["kind"] == "ConRecUNet":
+        config = {k: v for k, v in config.items() if k in ("in_channels", "features", "pooling", "image_size")}
+        state_dict = {k.removeprefix(_ENCODER): v for k, v in state_dict.items() if k.startswith(_ENCODER)}
+    encoder: ConRecEncoder = _build("ConRecEncoder", config, path)
+    load_weights(encoder, state_dict, str(path))
+    return encoder.eval()
