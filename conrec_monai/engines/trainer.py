@@ -88,7 +88,7 @@ class ConRecTrainer(Trainer):
             decollate=False,
         )
         self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.views = views
@@ -135,7 +135,7 @@ class ConRecTrainer(Trainer):
     def _start_epoch(self, engine: Engine) -> None:
         done = self.state.iteration % self.state.epoch_length
         sampler = getattr(self.data_loader, "batch_sampler", None)
-        if hasattr(sampler, "set_position"):
+        if sampler is not None and hasattr(sampler, "set_position"):
             sampler.set_position(self.state.epoch - 1, done)
         if not done:
             self._totals.zero_()
@@ -172,8 +172,8 @@ class ConRecTrainer(Trainer):
         """
         if state["epoch_length"] != self.state.epoch_length:
             raise ValueError(
-                f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}:"
-                " the number of images or the batch size changed."
+                f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}"
+                ": the number of images or the batch size changed."
             )
         self.optimizer.load_state_dict(state["optimizer"])
         self.views.R.set_state(("MT19937", state["views"]["keys"].numpy().astype(np.uint32), *state["views"]["rest"]))

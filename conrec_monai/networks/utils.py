@@ -161,7 +161,7 @@ def load_model(path: str | os.PathLike) -> ConRecUNet:
     content = _checked(path)
     if content["kind"] != "ConRecUNet":
         raise ValueError(
-            f"{path} holds an encoder alone, without projection and decoder: use load_encoder, or the run's checkpoint.pt."
+            f"{path} holds an encoder alone, no projection and decoder: use load_encoder, or the run's checkpoint.pt."
         )
     network: ConRecUNet = _build("ConRecUNet", content["config"], path)
     load_weights(network, content["state_dict"], str(path))

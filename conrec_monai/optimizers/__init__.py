@@ -11,6 +11,15 @@
 
 from __future__ import annotations
 
+from .build import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule, default_learning_rate
 from .lars import LARS, lars_param_groups
 
-__all__ = ["LARS", "lars_param_groups"]
+__all__ = [
+    "LARS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "build_optimizer",
+    "build_schedule",
+    "default_learning_rate",
+    "lars_param_groups",
+]

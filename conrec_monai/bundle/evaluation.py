@@ -1,0 +1,113 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+
+from conrec_monai.bundle.training import check_output_dir
+from conrec_monai.data import CachedImages, load_datalist
+from conrec_monai.evaluation import central_part, evaluate, format_table, untrained_encoders
+from conrec_monai.networks.nets import ConRecEncoder
+from conrec_monai.networks.utils import load_encoder, read_checkpoint
+
+__all__ = ["evaluate_checkpoint"]
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike,
+    dataset_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    section: str | None = None,
+    n_folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    untrained_seeds: tuple[int, ...] = (0, 1, 2),
+    center_crop: float | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Scores the frozen encoder of a checkpoint on labeled images, prints the table, writes ``metrics.json``.
+
+    Beside it stand encoders of the same architecture with random weights and the shortcut baseline, on the same folds;
+    see :func:`conrec_monai.evaluation.evaluate`.
+
+    Args:
+        checkpoint: ``encoder.pt`` or ``checkpoint.pt``.
+        dataset_dir: see :func:`conrec_monai.data.load_datalist`.
+        output_dir: folder of ``metrics.json``; created.
+        section: split to use; all by default.
+        n_folds: of the cross-validation; a data set with official "train" and "test" splits is not cross-validated.
+        repeats: of the cross-validation.
+        seed: of the folds.
+        untrained_seeds: of the encoders with random weights.
+        center_crop: central part of the image that is seen; by default all of it for grades and 0.875 for categories,
+            as published.
+        batch_size: images per forward pass.
+        num_workers: threads that decode.
+        device: of the encoders.
+
+    Raises:
+        ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
+    """
+    content = read_checkpoint(checkpoint)
+    encoder = load_encoder(checkpoint)
+    preprocessing = content["preprocessing"]
+    datalist = load_datalist(dataset_dir, section)
+    labels = [-1 if item["label"] is None else item["label"] for item in datalist]
+    if max(labels) < 0:
+        raise ValueError(f"{dataset_dir} holds {len(datalist)} images without labels; an evaluation needs labels.")
+    path = check_output_dir(output_dir) / "metrics.json"
+    ordinal = datalist.info.ordinal
+    if center_crop is None:
+        center_crop = 1.0 if ordinal else 0.875
+    if not 0 < center_crop <= 1:
+        raise ValueError(f"center_crop must be in (0, 1], got {center_crop}.")
+    size = preprocessing["image_size"]
+    # Brought in so that the central part has the size that the encoder was trained on.
+    whole = CachedImages(
+        datalist, round(size / center_crop), preprocessing["resize"], encoder.config["in_channels"], num_workers
+    )
+    images = central_part(whole.images, size)
+    groups = [item["group"] for item in datalist]
+    splits = [item["split"] for item in datalist]
+    encoders: dict[str, torch.nn.Module] = {"pretrained": encoder}
+    encoders.update(untrained_encoders(lambda: ConRecEncoder(**encoder.config), untrained_seeds))
+    result = evaluate(
+        encoders,
+        images,
+        labels,
+        ordinal=ordinal,
+        class_names=datalist.info.class_names,
+        groups=groups if all(g is not None for g in groups) else None,
+        splits=splits if all(s is not None for s in splits) else None,
+        n_folds=n_folds,
+        repeats=repeats,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+    )
+    result = {
+        "checkpoint": str(checkpoint),
+        "dataset": str(dataset_dir),
+        "section": section,
+        "center_crop": center_crop,
+        **result,
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(format_table(result))
+    print(f"\nWritten to {path}")
+    return result

@@ -1,0 +1,261 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from .image_reader import read_image, to_channels
+
+__all__ = ["CachedImages", "EpochBatchSampler", "batched"]
+
+_RESIZE = ("squash", "pad", "crop")
+_T = TypeVar("_T")
+
+
+class CachedImages(Dataset):
+    """Images decoded once and kept as one uint8 tensor, so that an epoch costs one gather per batch.
+
+    The constructor only checks its arguments; `load` decodes, and the first access calls it. Call it before a
+    `DataLoader` starts worker processes, or each of them decodes for itself. Batches come fastest, and only work, with
+    `DataLoader(dataset, batch_sampler=..., collate_fn=batched)`: a batch is gathered as a whole and needs no collation.
+
+    Images of another size are resampled bicubically with antialiasing and clipped; images of the right size pass
+    through bit by bit. 16-bit images are resampled at full depth, then scaled by 255 / 65535 and rounded; floating
+    point images by 255.
+
+    Args:
+        data: items with "image" (path, or CHW array that `to_channels` accepts), and optionally "label" (int >= 0 or
+            None), "id" and "group", as `load_datalist` gives them.
+        size: side S of the cached squares in pixels.
+        resize: "squash" (the whole image, its aspect ratio ignored), "pad" (the whole image, centered on black) or
+            "crop" (the largest central square).
+        channels: 3 (RGB) or 1 (gray).
+        num_workers: threads that decode.
+        progress: show a progress bar while decoding, on a terminal only.
+
+    Attributes:
+        data: the items as given.
+        images: uint8 tensor N x channels x S x S.
+        labels: int64 tensor of N labels, -1 where an item has none.
+        ids: N identifiers; the position as text where an item has none.
+        groups: N group names or None.
+
+    Raises:
+        ValueError: when an argument is out of range, or an item has no "image" or an invalid "label".
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        size: int,
+        resize: str = "squash",
+        channels: int = 3,
+        num_workers: int = 2,
+        progress: bool = True,
+    ) -> None:
+        if len(data) == 0:
+            raise ValueError("data holds no items")
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {size}")
+        if resize not in _RESIZE:
+            raise ValueError(f"resize must be one of {', '.join(_RESIZE)}, got {resize!r}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1 thread, got {num_workers}")
+        for index, item in enumerate(data):
+            if "image" not in item:
+                raise ValueError(f"item {index} of data has no 'image', only {sorted(item)}")
+            if not isinstance(item["image"], (str, os.PathLike, np.ndarray)):
+                kind = type(item["image"]).__name__
+                raise ValueError(f"the image of item {index} of data must be a path or a numpy array, got {kind}")
+        self.data = data
+        self.size = size
+        self.resize = resize
+        self.channels = channels
+        self.num_workers = num_workers
+        self.progress = progress
+        self.labels = torch.tensor([_label(index, item.get("label")) for index, item in enumerate(data)])
+        self.ids = [str(item.get("id", index)) for index, item in enumerate(data)]
+        self.groups: list[str | None] = [item.get("group") for item in data]
+        self._images: torch.Tensor | None = None
+
+    def load(self) -> CachedImages:
+        """Decode all images, unless that is done already.
+
+        Returns:
+            The dataset itself.
+
+        Raises:
+            ValueError: when images cannot be read; names their number and the first five with the reasons.
+        """
+        if self._images is not None:
+            return self
+        images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+
+        def fill(index: int) -> str | None:
+            image = self.data[index]["image"]
+            in_memory = isinstance(image, np.ndarray)
+            try:
+                array = to_channels(image, self.channels) if in_memory else read_image(image, self.channels)
+            except (ValueError, OSError) as error:
+                return f"item {self.ids[index]}: {error}" if in_memory else str(error)
+            images[index] = _fit(array, self.size, self.resize)
+            return None
+
+        pool = ThreadPoolExecutor(self.num_workers)
+        try:
+            done = pool.map(fill, range(len(self)))
+            bar = tqdm(done, "Loading images", len(self), unit="image", disable=None if self.progress else True)
+            failures = [failure for failure in bar if failure]
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
+        if failures:
+            first = "; ".join(failures[:5])
+            more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
+            raise ValueError(f"{len(failures)} of {len(self)} images cannot be loaded: {first}{more}")
+        self._images = images
+        return self
+
+    @property
+    def images(self) -> torch.Tensor:
+        self.load()
+        assert self._images is not None
+        return self._images
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        # A copy: transforms that work in place must not reach the cache.
+        return {"image": self.images[index].clone(), "label": self.labels[index].clone()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return a whole batch: "image" B x C x S x S (uint8) and "label" B (int64). `DataLoader` calls this."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return {"image": self.images.index_select(0, index), "label": self.labels.index_select(0, index)}
+
+
+def batched(batch: _T) -> _T:
+    """Return the batch as it is: the `collate_fn` for a dataset, such as `CachedImages`, that gives whole batches."""
+    return batch
+
+
+class EpochBatchSampler(Sampler[list[int]]):
+    """Shuffled batches of indices whose order is a pure function of seed and epoch, so that a run resumes exactly.
+
+    The order of an epoch is `numpy.random.RandomState([seed, epoch]).permutation(length)`, a stream that NumPy keeps
+    the same for all versions. An iteration that runs to its end moves on to batch 0 of the next epoch; one that is
+    abandoned leaves the position where it was.
+
+    Example:
+        To go on after `done` batches in all: `sampler.set_position(*divmod(done, len(sampler)))`.
+
+    Args:
+        length: number of items N.
+        batch_size: indices per batch.
+        seed: 0 to 2**32 - 1.
+        drop_last: leave out an incomplete last batch.
+
+    Raises:
+        ValueError: when `batch_size` is less than 1 or larger than `length`, or the seed is out of range.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, drop_last: bool = True) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size > length:
+            raise ValueError(f"batch_size {batch_size} is larger than the number of items, {length}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+        self.batch = 0
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration yield the batches of `epoch` (from 0) from number `batch` (from 0) on.
+
+        Raises:
+            ValueError: when there is no such epoch or batch.
+        """
+        if not 0 <= epoch < 2**32:
+            raise ValueError(f"epoch must be from 0 to 2**32 - 1, got {epoch}")
+        if not 0 <= batch < len(self):
+            raise ValueError(f"batch must be from 0 to {len(self) - 1} (an epoch has {len(self)} batches), got {batch}")
+        self.epoch, self.batch = epoch, batch
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch."""
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first = self.epoch, self.batch
+        order = np.random.RandomState([self.seed, epoch]).permutation(self.length)
+        for batch in range(first, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        if (self.epoch, self.batch) == (epoch, first):  # unless set_position was called meanwhile
+            self.epoch, self.batch = epoch + 1, 0
+
+
+def _label(index: int, label: Any) -> int:
+    if label is None:
+        return -1
+    try:
+        value = operator.index(label)
+    except TypeError:
+        value = -1
+    if value < 0:
+        raise ValueError(f"the label of item {index} of data must be an integer >= 0 or None, got {label!r}")
+    return value
+
+
+def _fit(array: np.ndarray, size: int, resize: str) -> torch.Tensor:
+    """Bring a CHW array (uint8, uint16, or floating point in [0, 1]) to uint8 C x size x size."""
+    height, width = array.shape[1:]
+    if resize == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        array = array[:, top : top + side, left : left + side]
+    target = (size, size)
+    if resize == "pad":
+        scale = size / max(height, width)
+        target = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if array.dtype == np.uint16:
+        array = array.astype(np.float32) / 257  # 65535 / 255
+    elif array.dtype != np.uint8:
+        array = array.astype(np.float32) * 255
+    if not array.flags.writeable or min(array.strides) < 0:
+        array = array.copy()  # torch takes neither
+    image = torch.from_numpy(array)
+    if image.shape[1:] != target:
+        image = F.interpolate(image[None], target, mode="bicubic", antialias=True, align_corners=False)[0]
+    if image.dtype != torch.uint8:
+        image = image.clamp(0, 255).round().to(torch.uint8)
+    if target == (size, size):
+        return image
+    canvas = torch.zeros(len(image), size, size, dtype=torch.uint8)
+    top, left = (size - target[0]) // 2, (size - target[1]) // 2
+    canvas[:, top : top + target[0], left : left + target[1]] = image
+    return canvas

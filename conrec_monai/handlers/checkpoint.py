@@ -1,0 +1,148 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LRScheduler
+
+from conrec_monai.networks.nets import ConRecUNet
+from conrec_monai.networks.utils import load_weights, read_checkpoint, save_checkpoint
+
+__all__ = ["CHECKPOINT", "ENCODER", "RunCheckpoint", "check_resume"]
+
+CHECKPOINT = "checkpoint.pt"
+ENCODER = "encoder.pt"
+# Settings that may change when a run goes on: the numbers it computes do not depend on them.
+FREE_SETTINGS = {"dataset_dir", "output_dir", "num_workers", "probe_every", "pictures_every", "resume"}
+
+
+def check_resume(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the checkpoint of a run that is to go on.
+
+    Args:
+        path: of ``checkpoint.pt``.
+        settings: of the run that goes on. ``max_epochs`` may differ when the learning rate is constant.
+
+    Raises:
+        FileNotFoundError, ValueError: when it cannot be read, holds no training state, or the settings differ.
+    """
+    content = read_checkpoint(path)
+    if "training" not in content:
+        raise ValueError(f"{path} holds no training state to go on from; a run's {CHECKPOINT} does.")
+    free = FREE_SETTINGS | ({"max_epochs"} if settings.get("schedule") == "constant" else set())
+    old = content["training"]["settings"]
+    names = [name for name in settings if name not in free and old.get(name) != settings[name]]
+    if names:
+        differences = ", ".join(f"{name} {old.get(name)!r} then, {settings[name]!r} now" for name in names)
+        raise ValueError(f"the run cannot go on from {path} with other settings: {differences}.")
+    return content
+
+
+class RunCheckpoint:
+    """Keeps the run: saves after each epoch and when it is interrupted, goes on from there, writes the encoder.
+
+    ``checkpoint.pt`` (the network and the state of the training) is replaced after each epoch, and, on SIGINT (Ctrl-C)
+    or SIGTERM, after the iteration under way; the run then ends with a message that says how to go on. At the end of
+    the run ``encoder.pt`` is written, which :func:`conrec_monai.load_encoder` reads.
+
+    Args:
+        output_dir: folder of the files; it exists.
+        network: that is trained.
+        preprocessing: see :func:`conrec_monai.networks.utils.save_checkpoint`.
+        settings: of the run, plain values.
+        lr_scheduler: whose state is kept too; None without one.
+        resume: go on from ``checkpoint.pt`` in ``output_dir`` where there is one.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        network: ConRecUNet,
+        preprocessing: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        lr_scheduler: LRScheduler | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network, self.preprocessing, self.settings = network, dict(preprocessing), dict(settings)
+        self.lr_scheduler, self.resume = lr_scheduler, resume
+        self.logger = logging.getLogger("conrec_monai")
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach it first: others see the state that the run goes on from. It saves after all others."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        path = self.output_dir / CHECKPOINT
+        if self.resume and path.is_file():
+            content = check_resume(path, self.settings)
+            load_weights(self.network, content["state_dict"], str(path))
+            engine.load_training_state(content["training"])
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.load_state_dict(content["training"]["lr_scheduler"])
+            self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_interrupted)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._signal is not None:  # the second time at once
+            self._restore_signals()
+            raise KeyboardInterrupt
+        self._signal = number
+        self.logger.info("interrupted: saving after this iteration (interrupt again to stop at once)")
+
+    def _stop_if_interrupted(self, engine: Engine) -> None:
+        # After the last iteration of an epoch its metrics are still to come: the epoch is completed first.
+        if self._signal is not None and engine.state.iteration % engine.state.epoch_length:
+            self.save(engine)
+
+    def save(self, engine: Engine) -> None:
+        """Writes ``checkpoint.pt``; ends the run when it was interrupted."""
+        training = {
+            **engine.training_state(),
+            "settings": self.settings,
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+        }
+        path = self.output_dir / CHECKPOINT
+        save_checkpoint(path, self.network, self.preprocessing, training=training)
+        if self._signal is not None:
+            self._restore_signals()
+            done, length = engine.state.iteration, engine.state.epoch_length
+            raise SystemExit(
+                f"Interrupted after {done % length or length} of {length} iterations of epoch {engine.state.epoch}."
+                f" Saved to {path}; the same command with --resume True goes on from there."
+            )
+
+    def _finish(self, engine: Engine) -> None:
+        self._restore_signals()
+        path = self.output_dir / ENCODER
+        save_checkpoint(path, self.network.encoder, self.preprocessing)
+        self.logger.info(f"encoder written to {path}")
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()

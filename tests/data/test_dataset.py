@@ -1,0 +1,321 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from conrec_monai.data import CachedImages, EpochBatchSampler, batched, dataset, load_datalist
+
+
+def _noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (channels, height, width), dtype=np.uint8)
+
+
+def _one(array: np.ndarray, size: int, resize: str = "squash", channels: int = 3) -> np.ndarray:
+    return CachedImages([{"image": array}], size, resize, channels).images[0].numpy()
+
+
+def _pil(array: np.ndarray, width: int, height: int) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(int)
+
+
+# --- CachedImages -----------------------------------------------------------------------------------------------------
+
+
+def test_files_and_arrays(tmp_path: Path) -> None:
+    images = [_noise(16, 16, seed=seed) for seed in range(3)]
+    Image.fromarray(images[1].transpose(1, 2, 0).copy()).save(tmp_path / "a.png")
+    data = [
+        {"image": images[0], "label": 3, "group": "g", "id": "x"},
+        {"image": str(tmp_path / "a.png"), "label": None},
+        {"image": images[2], "label": np.int64(1), "id": "z"},
+    ]
+    cached = CachedImages(data, 16)
+    assert len(cached) == 3 and cached.data is data
+    assert cached.images.shape == (3, 3, 16, 16) and cached.images.dtype == torch.uint8
+    np.testing.assert_array_equal(cached.images.numpy(), np.stack(images))  # the right size passes through bit by bit
+    assert cached.labels.tolist() == [3, -1, 1] and cached.labels.dtype == torch.int64
+    assert cached.ids == ["x", "1", "z"] and cached.groups == ["g", None, None]
+    item = cached[2]
+    assert (
+        torch.equal(item["image"], cached.images[2])
+        and item["label"].item() == 1
+        and item["label"].dtype == torch.int64
+    )
+    with pytest.raises(IndexError):
+        cached[3]
+
+
+def test_batch_is_one_gather() -> None:
+    cached = CachedImages([{"image": _noise(8, 8, seed=seed), "label": seed} for seed in range(5)], 8)
+    batch = cached.__getitems__([4, 0, 4])
+    assert torch.equal(batch["image"], cached.images[[4, 0, 4]]) and batch["label"].tolist() == [4, 0, 4]
+
+
+def test_items_and_batches_are_copies() -> None:
+    cached = CachedImages([{"image": _noise(8, 8)}], 8)
+    before = cached.images.clone()
+    for part in (cached[0], cached.__getitems__([0])):
+        part["image"].zero_()
+        part["label"].zero_()
+    assert torch.equal(cached.images, before) and cached.labels.tolist() == [-1]
+
+
+def test_data_loader_with_sampler() -> None:
+    cached = CachedImages([{"image": _noise(8, 8, seed=seed), "label": seed} for seed in range(7)], 8)
+    sampler = EpochBatchSampler(len(cached), 3, seed=1)
+    loader = DataLoader(cached, batch_sampler=sampler, collate_fn=batched)
+    seen = []
+    for batch in loader:
+        assert batch["image"].shape == (3, 3, 8, 8)
+        assert torch.equal(batch["image"], cached.images[batch["label"]])
+        seen += batch["label"].tolist()
+    assert len(loader) == 2 and len(set(seen)) == 6
+    sampler.set_position(0)
+    assert [batch["label"].tolist() for batch in loader] == [seen[:3], seen[3:]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 60), (33, 97), (20, 15)])
+def test_squash_is_antialiased_bicubic(height: int, width: int) -> None:
+    array = _noise(height, width)
+    difference = np.abs(_one(array, 24).astype(int) - _pil(array, 24, 24))
+    assert difference.max() <= 1  # rounding
+
+
+def test_pad_fits_inside_and_centers() -> None:
+    array = _noise(50, 100)
+    image = _one(array, 20, "pad")
+    assert not image[:, :5].any() and not image[:, 15:].any()
+    assert np.abs(image[:, 5:15].astype(int) - _pil(array, 20, 10)).max() <= 1
+    tall = _one(array.transpose(0, 2, 1), 20, "pad")
+    assert np.abs(tall.astype(int) - image.transpose(0, 2, 1)).max() <= 1
+    only_padded = _one(_noise(20, 7), 20, "pad")  # 13 columns are black: 6 left, 7 right
+    np.testing.assert_array_equal(only_padded[:, :, 6:13], _noise(20, 7))
+    assert only_padded[:, :, :6].sum() + only_padded[:, :, 13:].sum() == 0
+    assert _one(np.full((1, 1, 500), 255, np.uint8), 9, "pad", 1).sum() == 9 * 255  # at least one pixel is left
+
+
+def test_crop_fills() -> None:
+    array = _noise(50, 101)
+    image = _one(array, 20, "crop")
+    assert np.abs(image.astype(int) - _pil(array[:, :, 25:75], 20, 20)).max() <= 1
+    np.testing.assert_array_equal(_one(array, 50, "crop"), array[:, :, 25:75])
+    tall = _noise(90, 50)
+    np.testing.assert_array_equal(_one(tall, 50, "crop"), tall[:, 20:70])
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), resize=st.sampled_from(["squash", "pad", "crop"]))
+@settings(max_examples=25, deadline=None)
+def test_constant_stays_constant(height: int, width: int, resize: str) -> None:
+    for array, value in (
+        (np.full((1, height, width), 77, np.uint8), 77),
+        (np.full((1, height, width), 77 * 257, np.uint16), 77),
+        (np.full((1, height, width), 77 / 255, np.float32), 77),
+    ):
+        image = _one(array, 13, resize, 1)
+        assert image.shape == (1, 13, 13)
+        assert set(np.unique(image)) - ({0} if resize == "pad" else set()) == {value}
+
+
+def test_sixteen_bit_and_float_are_scaled_and_rounded() -> None:
+    deep = np.array([[0, 128, 129, 257, 65535, 65406, 65407, 32896, 1000]], dtype=np.uint16).reshape(1, 3, 3)
+    # 128 / 257 = 0.498, 129 / 257 = 0.502, 65406 / 257 = 254.498, 1000 / 257 = 3.89
+    assert _one(deep, 3, channels=1).ravel().tolist() == [0, 0, 1, 1, 255, 254, 255, 128, 4]
+    floating = np.array([0, 0.001, 0.0021, 0.5, 1], dtype=np.float64)
+    assert _one(floating.repeat(5).reshape(1, 5, 5), 5, channels=1)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_overshoot_is_clipped() -> None:
+    for white in (np.uint8(255), np.uint16(65535), np.float32(1)):
+        step = np.zeros((1, 6, 6), dtype=white.dtype)
+        step[:, :, 3:] = white
+        image = _one(step, 24, channels=1)[
+            0, 12
+        ]  # bicubic overshoots beside an edge; wrapped it would be 0 beside white
+        assert (np.diff(image.astype(int)) >= -8).all() and image[0] == 0 and image[-1] == 255
+        assert image[:10].max() < 20 and image[14:].min() > 235
+
+
+def test_sixteen_bit_is_resampled_at_full_depth(tmp_path: Path) -> None:
+    deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    image = CachedImages([{"image": tmp_path / "a.png"}], 16, channels=1).images[0, 0].numpy()
+    expected = np.asarray(Image.fromarray(deep.astype(np.float32)).resize((16, 16), Image.Resampling.BICUBIC)) / 257
+    assert np.abs(image - expected).max() <= 0.51
+
+
+def test_channels() -> None:
+    assert _one(_noise(9, 9, channels=1), 9).shape == (3, 9, 9)
+    gray = CachedImages([{"image": _noise(9, 9)}], 5, channels=1)
+    assert gray.images.shape == (1, 1, 5, 5) and gray[0]["image"].shape == (1, 5, 5)
+
+
+def test_unusual_memory_layouts() -> None:
+    array = _noise(9, 9)
+    np.testing.assert_array_equal(_one(array[:, ::-1, ::-1], 9), array[:, ::-1, ::-1])
+    array.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of arrays that it must not write to
+        np.testing.assert_array_equal(_one(array, 9), array)
+
+
+def test_decoding_is_lazy_and_happens_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    calls = []
+    real = dataset.read_image
+    monkeypatch.setattr(
+        dataset, "read_image", lambda *args: calls.append(threading.current_thread().name) or real(*args)
+    )
+    cached = CachedImages([{"image": tmp_path / "a.png"}] * 4, 8)
+    assert len(cached) == 4 and cached.labels.tolist() == [-1] * 4 and calls == []
+    cached[0]
+    assert len(calls) == 4 and threading.main_thread().name not in calls
+    assert cached.load() is cached.load()
+    cached.__getitems__([1, 2])
+    assert len(calls) == 4
+
+
+def test_unreadable_images_are_collected(tmp_path: Path) -> None:
+    data: list[dict[str, object]] = [{"image": tmp_path / f"none{i}.png"} for i in range(5)]
+    (tmp_path / "text.png").write_text("no image")
+    data += [{"image": _noise(8, 8)}, {"image": tmp_path / "text.png"}, {"image": np.zeros((8, 8)), "id": "flat"}]
+    cached = CachedImages(data, 8)
+    with pytest.raises(
+        ValueError, match=r"^7 of 8 images cannot be loaded: .*none0.png; .*none4.png; and 2 more$"
+    ) as error:
+        cached.load()
+    assert "\n" not in str(error.value) and "text.png" not in str(error.value)
+    with pytest.raises(ValueError, match=r"text.png: not a PNG or JPEG file; item flat: an image array must be CHW"):
+        CachedImages(data[5:], 8).load()
+    with pytest.raises(ValueError, match="7 of 8"):  # a failed load leaves nothing half filled behind
+        cached[5]
+
+
+def test_no_progress_bar_in_logs(capfd: pytest.CaptureFixture[str]) -> None:
+    for progress in (True, False):
+        CachedImages([{"image": _noise(8, 8)}], 8, progress=progress).load()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": []}, "data holds no items"),
+        ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'"),
+        ({"channels": 2}, r"channels must be 1 \(gray\) or 3 \(RGB\), got 2"),
+        ({"num_workers": 0}, "num_workers must be at least 1 thread, got 0"),
+        ({"data": [{"label": 1}]}, r"item 0 of data has no 'image', only \['label'\]"),
+        ({"data": [{"image": 3}]}, "the image of item 0 of data must be a path or a numpy array, got int"),
+        (
+            {"data": [{"image": "a.png", "label": -1}]},
+            "label of item 0 of data must be an integer >= 0 or None, got -1",
+        ),
+        ({"data": [{"image": "a.png", "label": 1.0}]}, "must be an integer >= 0 or None, got 1.0"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CachedImages(**{"data": [{"image": "a.png"}], "size": 8, **arguments})  # type: ignore[arg-type]
+
+
+def test_real_photographs(shared_data: Path) -> None:
+    cached = CachedImages(load_datalist(shared_data / "aptos2019")[:8], 64)
+    red, green, blue = cached.images.double().mean(dim=(0, 2, 3)).tolist()
+    assert cached.images.shape == (8, 3, 64, 64) and red > green > blue
+
+
+# --- EpochBatchSampler ------------------------------------------------------------------------------------------------
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    sampler = EpochBatchSampler(10, 3, seed=5)
+    first, second = list(sampler), list(sampler)
+    assert (sampler.epoch, sampler.batch) == (2, 0)
+    expected = np.random.RandomState([5, 0]).permutation(10)
+    assert first == [expected[:3].tolist(), expected[3:6].tolist(), expected[6:9].tolist()]
+    assert first != second and all(type(index) is int for batch in first for index in batch)
+    assert list(EpochBatchSampler(10, 3, seed=5)) == first
+    assert list(EpochBatchSampler(10, 3, seed=6)) != first
+    sampler.set_position(1)
+    assert list(sampler) == second
+
+
+@given(
+    length=st.integers(1, 30),
+    data=st.data(),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 1000),
+    drop_last=st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_resuming_anywhere_continues_the_run(
+    length: int, data: st.DataObject, seed: int, epoch: int, drop_last: bool
+) -> None:
+    batch_size = data.draw(st.integers(1, length))
+    straight = EpochBatchSampler(length, batch_size, seed, drop_last)
+    straight.set_position(epoch)
+    run = list(straight) + list(straight)
+    assert len(run) == 2 * len(straight)
+    one_epoch = sorted(index for batch in run[: len(straight)] for index in batch)
+    assert one_epoch == list(range(length)) if not drop_last else len(set(one_epoch)) == len(straight) * batch_size
+    done = data.draw(st.integers(0, 2 * len(straight) - 1))
+    resumed = EpochBatchSampler(length, batch_size, seed, drop_last)
+    epochs, batch = divmod(done, len(resumed))
+    resumed.set_position(epoch + epochs, batch)
+    rest = list(resumed)
+    while resumed.epoch < epoch + 2:
+        rest += list(resumed)
+    assert rest == run[done:]
+
+
+def test_last_batch() -> None:
+    assert [len(batch) for batch in EpochBatchSampler(10, 4, 0)] == [4, 4]
+    sampler = EpochBatchSampler(10, 4, 0, drop_last=False)
+    assert len(sampler) == 3 and [len(batch) for batch in sampler] == [4, 4, 2]
+
+
+def test_abandoned_iteration_stays_and_new_position_wins() -> None:
+    sampler = EpochBatchSampler(6, 2, 0)
+    sampler.set_position(3, 1)
+    next(iter(sampler))
+    assert (sampler.epoch, sampler.batch) == (3, 1)
+    for _ in sampler:
+        sampler.set_position(8, 2)
+    assert (sampler.epoch, sampler.batch) == (8, 2)
+    assert len(sampler) == 3 and len(list(sampler)) == 1 and sampler.epoch == 9
+
+
+def test_sampler_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="^batch_size 16 is larger than the number of items, 10$"):
+        EpochBatchSampler(10, 16, 0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        EpochBatchSampler(10, 0, 0)
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match="seed must be from 0"):
+            EpochBatchSampler(10, 2, seed)
+    sampler = EpochBatchSampler(10, 3, 0)
+    with pytest.raises(ValueError, match=r"batch must be from 0 to 2 \(an epoch has 3 batches\), got 3"):
+        sampler.set_position(0, 3)
+    with pytest.raises(ValueError, match="epoch must be from 0"):
+        sampler.set_position(-1)
