@@ -144,7 +144,7 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
     if path.is_file():
         if not settings["resume"]:
             raise ValueError(
-                f"{path} exists and is not overwritten: go on with that run (--resume True) or give another --output_dir."
+                f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
             )
         content = check_resume(path, settings)
         done = content["training"]["iteration"] // content["training"]["epoch_length"]

@@ -1,0 +1,40 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "conrec_pretraining"
+
+
+def test_every_setting_is_documented_with_its_default():
+    config = json.loads((BUNDLE / "configs" / "train.json").read_text())
+    settings = {k for k in config["settings"] if not k.startswith("_") and k != "function"}
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (BUNDLE / "docs" / "README.md").read_text(), re.MULTILINE))
+    assert settings == set(rows)
+    words = {"resize", "pooling", "optimizer", "schedule"}
+    for name in settings - {"dataset_dir", "output_dir"}:
+        assert (rows[name] if name in words else json.loads(rows[name])) == config[name], name
+
+
+def test_metadata_fits_the_tested_versions():
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    assert metadata["version"] in metadata["changelog"]
+    for name in ("monai", "pytorch", "numpy"):
+        assert metadata[f"{name}_version"] == tested["torch" if name == "pytorch" else name]
+    for name, version in {**metadata["required_packages_version"], **metadata["optional_packages_version"]}.items():
+        assert name == "conrec-monai" or tested[name] == version, name
