@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import ContrastiveLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conrec_monai.losses import NTXentLoss
 from conrec_monai.metrics import contrastive_accuracy_entropy
@@ -58,6 +59,24 @@ def test_small_temperature_is_finite_and_right():
 def test_equals_monai_where_monai_is_right():
     x, y = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(NTXentLoss(0.5)(x, y), ContrastiveLoss(temperature=0.5)(x, y))
+
+
+class _LargestTensor(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_memory_is_quadratic_in_the_batch():
+    x, y = torch.randn(2, 64, 100, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    with _LargestTensor() as largest:
+        NTXentLoss()(x, y).backward()
+    assert largest.numel == 128 * 128  # and not 128 * 128 * 100
 
 
 def test_float32_under_autocast():
