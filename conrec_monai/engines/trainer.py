@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
@@ -35,7 +36,9 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic of its own; where it is emulated it is many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 class ConRecTrainer(Trainer):
@@ -63,7 +66,10 @@ class ConRecTrainer(Trainer):
         views: makes inputs and targets; its ``R`` drives all randomness of an iteration, dropout included.
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         train_handlers: Ignite handlers with an ``attach`` method.
-        epoch_length: iterations of an epoch; the length of the loader by default.
+
+    Raises:
+        ValueError: in several processes (``world_size`` above 1): their negatives are not gathered yet. At the first
+            iteration, for floating point images that have values outside [0, 1].
     """
 
     def __init__(
@@ -77,13 +83,13 @@ class ConRecTrainer(Trainer):
         views: TwoViews,
         amp: bool | None = None,
         train_handlers: Sequence | None = None,
-        epoch_length: int | None = None,
     ) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("ConRecTrainer runs in one process: the negatives of several are not gathered yet.")
         super().__init__(
             device=device,
             max_epochs=max_epochs,
             data_loader=train_data_loader,
-            epoch_length=epoch_length,
             non_blocking=True,
             decollate=False,
         )
@@ -96,6 +102,7 @@ class ConRecTrainer(Trainer):
         self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
         self._totals = torch.zeros(len(PARTS), device=self.device)
         self._counted = 0
+        self._checked = False
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
@@ -106,6 +113,11 @@ class ConRecTrainer(Trainer):
         if batchdata is None:
             raise ValueError("Must provide batch data for current iteration.")
         images = batchdata[Keys.IMAGE].to(self.device, non_blocking=True)
+        if not self._checked and images.is_floating_point():
+            low, high = images.amin().item(), images.amax().item()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"floating point images must have values in [0, 1], found {low:g} to {high:g}.")
+        self._checked = True
         inputs, targets = self.views.batch(images)
         # Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
         torch.manual_seed(int(self.views.R.randint(2**31)))
@@ -113,24 +125,28 @@ class ConRecTrainer(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             prediction = self.network(inputs.contiguous(memory_format=torch.channels_last))
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        losses = self.loss_function(prediction.projection, prediction.reconstruction, targets)
-        engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        losses.loss.backward()
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.detach().chunk(2))
         reconstruction = prediction.reconstruction
-        return {
+        output = {
             Keys.IMAGE: inputs,
             Keys.LABEL: targets,
             Keys.PRED: None if reconstruction is None else reconstruction.detach(),
+        }
+        engine.state.output = output
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        losses = self.loss_function(prediction.projection, reconstruction, targets)
+        accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.detach().chunk(2))
+        output |= {
             Keys.LOSS: losses.loss.detach(),
             "contrastive_loss": losses.contrastive.detach(),
             "reconstruction_loss": losses.reconstruction.detach(),
             "contrastive_accuracy": accuracy,
         }
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        losses.loss.backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
 
     def _start_epoch(self, engine: Engine) -> None:
         done = self.state.iteration % self.state.epoch_length

@@ -37,8 +37,9 @@ def nt_xent_logits(input: Tensor, target: Tensor, temperature: float) -> Tensor:
         raise ValueError(
             f"input and target must both be of shape B[F], got {tuple(input.shape)} and {tuple(target.shape)}."
         )
-    embeddings = F.normalize(torch.cat([input, target]).float(), dim=1)
-    logits = embeddings @ embeddings.T / temperature
+    with torch.autocast(input.device.type, enabled=False):
+        embeddings = F.normalize(torch.cat([input, target]).float(), dim=1)
+        logits = embeddings @ embeddings.T / temperature
     return logits.fill_diagonal_(float("-inf"))
 
 
@@ -78,10 +79,9 @@ class NTXentLoss(_Loss):
         Raises:
             ValueError: when the shapes differ, are not B[F], or B is less than 2 (no negatives).
         """
-        with torch.autocast(input.device.type, enabled=False):
-            logits = nt_xent_logits(input, target, self.temperature)
-            batch = len(input)
-            if batch < 2:
-                raise ValueError(f"the loss needs at least 2 images in a batch (negatives), got {batch}.")
-            positives = torch.arange(2 * batch, device=logits.device).roll(batch)
-            return F.cross_entropy(logits, positives)
+        logits = nt_xent_logits(input, target, self.temperature)
+        batch = len(input)
+        if batch < 2:
+            raise ValueError(f"the loss needs at least 2 images in a batch (negatives), got {batch}.")
+        positives = torch.arange(2 * batch, device=logits.device).roll(batch)
+        return F.cross_entropy(logits, positives)

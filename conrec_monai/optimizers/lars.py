@@ -63,14 +63,18 @@ class LARS(Optimizer):
                 "nesterov": nesterov,
             },
         )
-        for group in self.param_groups:
-            for name in ("lr", "weight_decay"):
-                if not group[name] >= 0:
-                    raise ValueError(f"{name} must not be negative, got {group[name]}.")
-            if not 0 <= group["momentum"] < 1:
-                raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}.")
-            if group["trust_coefficient"] is not None and not group["trust_coefficient"] > 0:
-                raise ValueError(f"trust_coefficient must be positive or None, got {group['trust_coefficient']}.")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with settings of their own; the constructor comes through here too."""
+        group = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay"):
+            if not group[name] >= 0:
+                raise ValueError(f"{name} must not be negative, got {group[name]}.")
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}.")
+        if group["trust_coefficient"] is not None and not group["trust_coefficient"] > 0:
+            raise ValueError(f"trust_coefficient must be positive or None, got {group['trust_coefficient']}.")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -64,7 +64,7 @@ class BatchRandTransform(Randomizable, Transform):
     parameters that runs batched on the images' device. Noise per pixel comes from a counter-based generator whose
     seeds are parameters as well, so the state of ``self.R`` is all there is to save. Calling the transform treats one
     image CHW (integers of 8 or 16 bits, or floats in [0, 1]; returned as float32 of the same array type) by the same
-    code with one sample. No input array is ever changed.
+    code with one sample. No input array is ever changed; where nothing is drawn the result may be the input itself.
     """
 
     @abstractmethod
@@ -115,10 +115,14 @@ class BatchRandTransformd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         result = dict(data)
         params: Params | None = None
+        shapes: dict[Hashable, tuple[int, ...]] = {}
         for key in self.key_iterator(result):
             x = _unit_sample(result[key])[None]
+            shapes[key] = tuple(x.shape[1:])
             if params is None:
                 params = self.transform.randomize(1, x.shape[1:])
+            elif len(set(shapes.values())) > 1:
+                raise ValueError(f"images that share random parameters must have one shape CHW, got {shapes}.")
             self._store(result, key, self.transform.apply(x, params))
         return result
 

@@ -191,7 +191,7 @@ class RandGrayscale(BatchRandTransform):
     """Turns RGB images gray with probability ``prob``; they keep three channels.
 
     Raises:
-        ValueError: when ``prob`` is not in [0, 1].
+        ValueError: when ``prob`` is not in [0, 1], or the images do not have 3 channels.
     """
 
     def __init__(self, prob: float = 0.2) -> None:
@@ -201,6 +201,8 @@ class RandGrayscale(BatchRandTransform):
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
         """Draws ``gray``: n booleans."""
+        if shape[0] != 3:
+            raise ValueError(f"images must have 3 channels (RGB), got {shape[0]}.")
         return {"gray": self.R.uniform(size=n) < self.prob}
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:

@@ -27,7 +27,7 @@ MIN_MASKING_SIZE = 25
 BORDER = 3
 
 
-def _check_size(shape: Sequence[int]) -> tuple[int, int]:
+def check_masking_size(shape: Sequence[int]) -> tuple[int, int]:
     height, width = shape[-2:]
     if min(height, width) < MIN_MASKING_SIZE:
         raise ValueError(f"maskings need images of at least {MIN_MASKING_SIZE} px a side, got {height} x {width}.")
@@ -73,7 +73,7 @@ class RandLocalPixelShuffle(BatchRandTransform):
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
         """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``seed``, shape nK."""
-        height, width = _check_size(shape)
+        height, width = check_masking_size(shape)
         size = (n, self.max_windows)
         h, w = (self.R.randint(1, int(0.2 * s), size=size) for s in (height, width))
         y, x = self.R.randint(0, height - h), self.R.randint(0, width - w)
@@ -118,7 +118,7 @@ class RandInPaint(BatchRandTransform):
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
         """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nKC."""
-        height, width = _check_size(shape)
+        height, width = check_masking_size(shape)
         size = (n, self.max_windows)
         h, w = (self.R.randint(int(0.14 * s), int(0.2 * s), size=size) for s in (height, width))
         y, x = self.R.randint(BORDER, height - h - BORDER), self.R.randint(BORDER, width - w - BORDER)
@@ -149,7 +149,7 @@ class RandOutPaint(BatchRandTransform):
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
         """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nC."""
-        height, width = _check_size(shape)
+        height, width = check_masking_size(shape)
         size = (n, self.max_windows)
         h, w = (s - self.R.randint(2 * s // 7, 3 * s // 7, size=size) for s in (height, width))
         y, x = self.R.randint(BORDER, height - h - BORDER), self.R.randint(BORDER, width - w - BORDER)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from conrec_monai.transforms.base import BatchRandTransform, BatchRandTransformd, Params, _unit_sample
 from conrec_monai.transforms.intensity import RandColorJitter, RandGaussianBlur, RandGrayscale
-from conrec_monai.transforms.masking import RandMasking
+from conrec_monai.transforms.masking import RandMasking, check_masking_size
 from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop
 
 __all__ = ["TwoViews", "TwoViewsd", "Views"]
@@ -56,7 +56,7 @@ class TwoViews(BatchRandTransform):
         self.masking = masking
         self.image_size = image_size
         if masking:
-            self.mask.randomize(1, (3, image_size, image_size))  # checks the size now
+            check_masking_size((image_size, image_size))
         self.set_random_state(state=self.R)
 
     def _steps(self, channels: int) -> dict[str, BatchRandTransform]:

@@ -56,4 +56,6 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pools a feature map: BCHW -> B[C], float32."""
         attention = self.attention_map(x)
-        return (attention * x.float()).sum(dim=(2, 3)) / attention.sum(dim=(2, 3))
+        # a sigmoid may underflow everywhere; the representation is then 0 rather than not a number
+        total = attention.sum(dim=(2, 3)).clamp(min=1e-30)
+        return (attention * x.float()).sum(dim=(2, 3)) / total
