@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from .embedding import central_part, embed
 from .evaluate import evaluate, format_table, untrained_encoders
-from .folds import make_folds, official_folds
+from .folds import complete_groups, make_folds, official_folds
 from .linear import cumulative_labels, grades_from_probabilities, linear_evaluation
 from .shortcut import shortcut_features
 
 __all__ = [
     "central_part",
+    "complete_groups",
     "cumulative_labels",
     "embed",
     "evaluate",

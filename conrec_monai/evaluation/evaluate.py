@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .embedding import embed
-from .folds import make_folds, official_folds
+from .folds import complete_groups, make_folds, official_folds
 from .linear import Protocol, linear_evaluation
 from .shortcut import shortcut_features
 
@@ -77,9 +77,11 @@ def evaluate(
         labels: [N] classes 0 .. K - 1; negative for an unlabeled image, which is left out.
         ordinal: True for grades ("diabetic" protocol), False for classes without order ("categorical").
         class_names: names of the K classes; their numbers when None.
-        groups: [N] group of each image (a patient, a set of duplicates), never split by a fold.
-        splits: [N] name of each image's split. When "train" and "test" are both among them, the model is fitted on
-            "train" and scored on "test" (in place of folds; other images are unused). Else the names are ignored.
+        groups: [N] group of each image (a patient, a set of duplicates), never split by a fold; None for an image
+            that has none.
+        splits: [N] name of each image's split. When "train" (or "training") and "test" are among them, the model is
+            fitted on the first and scored on the second, in place of folds; other images are unused. Else the names
+            are ignored.
         n_folds: cross-validation folds.
         repeats: repetitions of the cross-validation.
         seed: seed of the folds.
@@ -122,13 +124,14 @@ def evaluate(
 
     n_images, size = len(images), list(images.shape[1:])
     images, labels = images[torch.from_numpy(labelled)], labels[labelled]
-    groups = None if groups is None else np.asarray(groups)[labelled]
+    known = complete_groups(groups)
+    known = None if known is None else known[labelled]
     splits = None if splits is None else np.asarray(splits)[labelled].tolist()
-    if splits is not None and {"train", "test"} <= set(splits):
-        folds, kind = official_folds(splits), "official"
+    if splits is not None and "test" in splits and {"train", "training"} & set(splits):
+        folds, kind = official_folds(splits, known), "official"
         n_folds, repeats = 1, 1
     else:
-        folds, kind = make_folds(labels, groups, n_folds, repeats, seed), "stratified" if groups is None else "grouped"
+        folds, kind = make_folds(labels, known, n_folds, repeats, seed), "stratified" if known is None else "grouped"
 
     protocol: Protocol = "diabetic" if ordinal else "categorical"
     rows = []
@@ -138,7 +141,7 @@ def evaluate(
         else:
             features = embed(encoders[name], images, batch_size, device, progress)
         published, standardized = (
-            linear_evaluation(features, labels, folds, protocol, standardize, num_classes, groups, seed)
+            linear_evaluation(features, labels, folds, protocol, standardize, num_classes, known, seed)
             for standardize in (False, True)
         )
         rows.append({"name": name, "features": features.shape[1], "published": published, "standardized": standardized})

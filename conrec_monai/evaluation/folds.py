@@ -17,9 +17,17 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-__all__ = ["make_folds", "official_folds"]
+__all__ = ["complete_groups", "make_folds", "official_folds"]
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
+def complete_groups(groups: Sequence | np.ndarray | None) -> np.ndarray | None:
+    """Groups in which an image without one is alone in a group of its own; None where no image has a group."""
+    if groups is None or all(group is None for group in groups):
+        return None
+    names = {group: number for number, group in enumerate(dict.fromkeys(g for g in groups if g is not None))}
+    return np.array([len(names) + i if group is None else names[group] for i, group in enumerate(groups)])
 
 
 def make_folds(
@@ -72,11 +80,17 @@ def make_folds(
         return [fold for _ in range(repeats) for fold in splitter.split(np.zeros(len(labels)), labels, groups)]
 
 
-def official_folds(splits: Sequence[str], train: Sequence[str] = ("train",), test: Sequence[str] = ("test",)) -> Folds:
+def official_folds(
+    splits: Sequence[str],
+    groups: Sequence | np.ndarray | None = None,
+    train: Sequence[str] = ("train", "training"),
+    test: Sequence[str] = ("test",),
+) -> Folds:
     """The official split of a data set as a single fold.
 
     Args:
         splits: [N] name of the split of each image.
+        groups: [N] group of each image, which must not lie on both sides.
         train: names of the splits that the linear model is fitted on.
         test: names of the splits that it is scored on. Images of other splits are not used.
 
@@ -84,7 +98,7 @@ def official_folds(splits: Sequence[str], train: Sequence[str] = ("train",), tes
         One pair of (training indices, test indices).
 
     Raises:
-        ValueError: when either side has no image, or a split is named on both sides.
+        ValueError: when either side has no image, a split is named on both sides, or a group lies on both sides.
     """
     if set(train) & set(test):
         raise ValueError(f"splits named for both training and testing: {sorted(set(train) & set(test))}")
@@ -92,4 +106,8 @@ def official_folds(splits: Sequence[str], train: Sequence[str] = ("train",), tes
     for names, found in zip((train, test), indices, strict=True):
         if not len(found):
             raise ValueError(f"no image has a split of {list(names)}, found {sorted(set(splits))}")
+    if groups is not None:
+        both = np.intersect1d(np.asarray(groups)[indices[0]], np.asarray(groups)[indices[1]])
+        if len(both):
+            raise ValueError(f"{len(both)} groups have images both in {list(train)} and in {list(test)}")
     return [(indices[0], indices[1])]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conrec_monai.evaluation import make_folds, official_folds
+from conrec_monai.evaluation import complete_groups, make_folds, official_folds
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -95,3 +95,16 @@ def test_official_folds() -> None:
         official_folds(splits, test=("valid",))
     with pytest.raises(ValueError, match=r"both training and testing: \['test'\]"):
         official_folds(splits, train=("train", "test"))
+
+
+def test_an_image_without_group_is_alone() -> None:
+    assert complete_groups(None) is None and complete_groups([None, None]) is None
+    groups = complete_groups(["a", None, "b", "a", None])
+    assert groups is not None
+    assert groups[0] == groups[3] and len(set(groups)) == 4
+
+
+def test_group_on_both_sides_of_an_official_split() -> None:
+    assert len(official_folds(["training", "test"], [0, 1])) == 1
+    with pytest.raises(ValueError, match="1 groups have images both in"):
+        official_folds(["train", "train", "test"], ["x", "y", "x"])
