@@ -24,10 +24,10 @@ demo: $(VENV)/installed
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
 	  --dataset_dir phantom:n=600,size=64,seed=0 --output_dir $(DEMO) \
 	  --image_size 64 --features "[16,32,64,128]" --max_epochs 10 --probe_every 0 --pictures_every 5 \
-	  2>&1 | tee $(DEMO)/train.log
+	  2>&1 | tee $(DEMO)/train.log; exit $${PIPESTATUS[0]}
 	@echo "Scoring the frozen encoder on 600 other drawn photographs ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
-	  --dataset_dir phantom:n=600,size=64,seed=1 --output_dir $(DEMO) 2>&1 | tee $(DEMO)/evaluate.log
+	  --dataset_dir phantom:n=600,size=64,seed=1 --output_dir $(DEMO) 2>&1 | tee $(DEMO)/evaluate.log; exit $${PIPESTATUS[0]}
 	@echo
 	@echo "Pictures (input, reconstruction, target): $(DEMO)/pictures/"
 	@echo "Encoder:    $(DEMO)/encoder.pt      Checkpoint: $(DEMO)/checkpoint.pt"

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from conrec_monai.bundle.training import check_output_dir
-from conrec_monai.data import CachedImages, load_datalist
+from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device
+from conrec_monai.data import CachedImages
 from conrec_monai.evaluation import central_part, evaluate, format_table, untrained_encoders
 from conrec_monai.networks.nets import ConRecEncoder
 from conrec_monai.networks.utils import load_encoder, read_checkpoint
@@ -63,10 +63,28 @@ def evaluate_checkpoint(
     Raises:
         ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
     """
+    for name, value, low in (
+        ("n_folds", n_folds, 2),
+        ("repeats", repeats, 1),
+        ("seed", seed, 0),
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+    if not isinstance(untrained_seeds, list | tuple) or not all(isinstance(s, int) and s >= 0 for s in untrained_seeds):
+        raise ValueError(f"untrained_seeds must be a list of whole numbers, got {untrained_seeds!r}.")
+    if len(set(untrained_seeds)) < len(untrained_seeds):
+        raise ValueError(f"untrained_seeds must be different numbers, got {untrained_seeds!r}.")
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
+    device = checked_device(device)
+    if center_crop is not None and not (type(center_crop) in (int, float) and 0 < center_crop <= 1):
+        raise ValueError(f"center_crop must be in (0, 1], got {center_crop!r}.")
     content = read_checkpoint(checkpoint)
     encoder = load_encoder(checkpoint)
     preprocessing = content["preprocessing"]
-    datalist = load_datalist(dataset_dir, section)
+    datalist = checked_datalist(dataset_dir, section)
     labels = [-1 if item["label"] is None else item["label"] for item in datalist]
     if max(labels) < 0:
         raise ValueError(f"{dataset_dir} holds {len(datalist)} images without labels; an evaluation needs labels.")
@@ -74,8 +92,6 @@ def evaluate_checkpoint(
     ordinal = datalist.info.ordinal
     if center_crop is None:
         center_crop = 1.0 if ordinal else 0.875
-    if not 0 < center_crop <= 1:
-        raise ValueError(f"center_crop must be in (0, 1], got {center_crop}.")
     size = preprocessing["image_size"]
     # Brought in so that the central part has the size that the encoder was trained on.
     whole = CachedImages(
@@ -92,7 +108,7 @@ def evaluate_checkpoint(
         labels,
         ordinal=ordinal,
         class_names=datalist.info.class_names,
-        groups=groups if all(g is not None for g in groups) else None,
+        groups=groups,
         splits=splits if all(s is not None for s in splits) else None,
         n_folds=n_folds,
         repeats=repeats,

@@ -27,7 +27,7 @@ from .image_reader import read_image, to_channels
 
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
-_RESIZE = ("squash", "pad", "crop")
+RESIZES = ("squash", "pad", "crop")
 _T = TypeVar("_T")
 
 
@@ -76,8 +76,8 @@ class CachedImages(Dataset):
             raise ValueError("data holds no items")
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
-        if resize not in _RESIZE:
-            raise ValueError(f"resize must be one of {', '.join(_RESIZE)}, got {resize!r}")
+        if resize not in RESIZES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
         if num_workers < 1:

@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.networks.utils import load_weights, read_checkpoint, save_checkpoint
 
-__all__ = ["CHECKPOINT", "ENCODER", "RunCheckpoint", "check_resume"]
+__all__ = ["CHECKPOINT", "ENCODER", "RunCheckpoint", "check_resume", "data_fingerprint"]
 
 CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder.pt"
@@ -33,15 +35,24 @@ ENCODER = "encoder.pt"
 FREE_SETTINGS = {"dataset_dir", "output_dir", "num_workers", "probe_every", "pictures_every", "resume"}
 
 
-def check_resume(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
+def data_fingerprint(data: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of the ids of a run's images, in their order."""
+    return hashlib.sha256("\0".join(str(item["id"]) for item in data).encode()).hexdigest()
+
+
+def check_resume(
+    path: str | os.PathLike, settings: Mapping[str, Any], data: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Reads the checkpoint of a run that is to go on.
 
     Args:
         path: of ``checkpoint.pt``.
         settings: of the run that goes on. ``max_epochs`` may differ when the learning rate is constant.
+        data: items of the run that goes on, whose ids are compared; None to leave that out.
 
     Raises:
-        FileNotFoundError, ValueError: when it cannot be read, holds no training state, or the settings differ.
+        FileNotFoundError, ValueError: when it cannot be read, holds no training state, or settings or
+            images differ.
     """
     content = read_checkpoint(path)
     if "training" not in content:
@@ -52,6 +63,8 @@ def check_resume(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[s
     if names:
         differences = ", ".join(f"{name} {old.get(name)!r} then, {settings[name]!r} now" for name in names)
         raise ValueError(f"the run cannot go on from {path} with other settings: {differences}.")
+    if data is not None and content["training"].get("data") not in (None, data_fingerprint(data)):
+        raise ValueError(f"the run cannot go on from {path}: its images were others than the {len(data)} of this run.")
     return content
 
 
@@ -69,6 +82,7 @@ class RunCheckpoint:
         settings: of the run, plain values.
         lr_scheduler: whose state is kept too; None without one.
         resume: go on from ``checkpoint.pt`` in ``output_dir`` where there is one.
+        data: items of the run; a run goes on with the same ones only. None to leave that out.
     """
 
     def __init__(
@@ -79,9 +93,11 @@ class RunCheckpoint:
         settings: Mapping[str, Any],
         lr_scheduler: LRScheduler | None = None,
         resume: bool = False,
+        data: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network, self.preprocessing, self.settings = network, dict(preprocessing), dict(settings)
+        self.data = data
         self.lr_scheduler, self.resume = lr_scheduler, resume
         self.logger = logging.getLogger("conrec_monai")
         self._signal: int | None = None
@@ -91,11 +107,12 @@ class RunCheckpoint:
         """Attach it first: others see the state that the run goes on from. It saves after all others."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Engine) -> None:
         path = self.output_dir / CHECKPOINT
         if self.resume and path.is_file():
-            content = check_resume(path, self.settings)
+            content = check_resume(path, self.settings, self.data)
             load_weights(self.network, content["state_dict"], str(path))
             engine.load_training_state(content["training"])
             if self.lr_scheduler is not None:
@@ -104,8 +121,9 @@ class RunCheckpoint:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_interrupted)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):  # now: behind those of all other handlers
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_interrupted)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self._signal is not None:  # the second time at once
@@ -120,17 +138,26 @@ class RunCheckpoint:
             self.save(engine)
 
     def save(self, engine: Engine) -> None:
-        """Writes ``checkpoint.pt``; ends the run when it was interrupted."""
+        """Writes ``checkpoint.pt``; ends the run when it was interrupted, or when its loss is no longer finite."""
+        path = self.output_dir / CHECKPOINT
+        loss = engine.running_metrics()["loss"]
+        if not math.isfinite(loss):
+            self._restore_signals()
+            kept = f"{path} is still that of an earlier epoch" if path.is_file() else "nothing was saved"
+            raise SystemExit(
+                f"Error: the loss is {loss} in epoch {engine.state.epoch}; the run has diverged. {kept}; try a smaller"
+                " learning_rate."
+            )
         training = {
             **engine.training_state(),
             "settings": self.settings,
+            "data": None if self.data is None else data_fingerprint(self.data),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
-        path = self.output_dir / CHECKPOINT
         save_checkpoint(path, self.network, self.preprocessing, training=training)
-        if self._signal is not None:
+        done, length = engine.state.iteration, engine.state.epoch_length
+        if self._signal is not None and done < length * engine.state.max_epochs:
             self._restore_signals()
-            done, length = engine.state.iteration, engine.state.epoch_length
             raise SystemExit(
                 f"Interrupted after {done % length or length} of {length} iterations of epoch {engine.state.epoch}."
                 f" Saved to {path}; the same command with --resume True goes on from there."
@@ -141,6 +168,10 @@ class RunCheckpoint:
         path = self.output_dir / ENCODER
         save_checkpoint(path, self.network.encoder, self.preprocessing)
         self.logger.info(f"encoder written to {path}")
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._restore_signals()
+        raise error
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():

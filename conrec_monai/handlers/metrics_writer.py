@@ -54,8 +54,11 @@ class MetricsWriter:
     def _start(self, engine: Engine) -> None:
         path = self.output_dir / "metrics.csv"
         if engine.state.iteration and path.is_file():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            if not all((row.get("epoch") or "").isdigit() for row in rows):
+                raise ValueError(f"{path} is damaged: expected a number in the column epoch of every row.")
+            self.rows = [row for row in rows if int(row["epoch"]) <= engine.state.epoch]
 
     def _start_epoch(self, engine: Engine) -> None:
         self._started = time.monotonic()

@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from conrec_monai.data import CachedImages
-from conrec_monai.evaluation import embed, linear_evaluation, make_folds
+from conrec_monai.evaluation import complete_groups, embed, linear_evaluation, make_folds
 from conrec_monai.networks.nets import ConRecEncoder
 
 __all__ = ["LinearProbe"]
@@ -83,12 +83,22 @@ class LinearProbe:
                 images, (self.image_size, self.image_size), mode="bicubic", antialias=True, align_corners=False
             )
         groups = [g for g, c in zip(self.dataset.groups, chosen.tolist(), strict=True) if c]
-        known = groups if all(g is not None for g in groups) else None
-        folds = make_folds(labels, known, self.n_folds, 1, self.seed)
-        features = embed(self.encoder, images, self.batch_size, self.device)
-        result = linear_evaluation(
-            features, labels, folds, "diabetic" if self.ordinal else "categorical", True, int(labels.max()) + 1, known
-        )
+        known = complete_groups(groups)
+        try:
+            folds = make_folds(labels, known, self.n_folds, 1, self.seed)
+            features = embed(self.encoder, images, self.batch_size, self.device)
+            result = linear_evaluation(
+                features,
+                labels,
+                folds,
+                "diabetic" if self.ordinal else "categorical",
+                True,
+                int(labels.max()) + 1,
+                known,
+            )
+        except ValueError as error:  # such as too few groups: a number to watch does not end the training
+            self.logger.warning("no linear probe: %s", error)
+            return
         for metric in ("qwk", "accuracy", "top1"):
             if metric in result:
                 engine.state.metrics[f"probe_{metric.replace('top1', 'accuracy')}"] = result[metric]["mean"]

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet
 
-__all__ = ["FORMAT", "VERSION", "load_encoder", "load_model", "load_weights", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "check_weights",
+    "load_encoder",
+    "load_model",
+    "load_weights",
+    "read_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = "conrec_monai"
 VERSION = 1
@@ -61,6 +70,8 @@ def save_checkpoint(
     try:
         with os.fdopen(descriptor, "wb") as file:
             torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -91,7 +102,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is not a ConRec checkpoint: it is no PyTorch file, or holds objects other than tensors and plain"
             " values, which are never unpickled."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes make torch and pickle raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -102,14 +113,23 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     missing = {"kind", "config", "preprocessing", "state_dict"} - content.keys()
     if missing:
         raise ValueError(f"{path} lacks the entries {sorted(missing)}.")
+    for name in ("config", "preprocessing", "state_dict"):
+        if not isinstance(content[name], dict):
+            raise ValueError(f"{path}: {name} must be a dictionary, found a {type(content[name]).__name__}.")
+    wrong = [name for name, value in content["state_dict"].items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{path}: state_dict must hold tensors, {wrong[0]} is none.")
+    size = content["preprocessing"].get("image_size")
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{path}: preprocessing must hold image_size, a positive whole number, found {size!r}.")
     return content
 
 
-def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Loads weights of which every one must fit.
+def check_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Checks that every weight fits a network, which may be on the device "meta".
 
     Args:
-        network: receives the weights.
+        network: that is to receive the weights.
         state_dict: the weights by name.
         source: what the error calls their origin.
 
@@ -134,6 +154,11 @@ def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: s
             differences.append(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
     if differences:
         raise ValueError(f"{source} does not fit {type(network).__name__}: weights {'; '.join(differences)}.")
+
+
+def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights of which every one must fit: see :func:`check_weights`."""
+    check_weights(network, state_dict, source)
     network.load_state_dict(state_dict)
 
 
@@ -146,7 +171,7 @@ def _build(kind: str, config: Mapping[str, Any], source: str | os.PathLike) -> A
 
 def _checked(path: str | os.PathLike) -> dict[str, Any]:
     content = read_checkpoint(path)
-    if content["kind"] not in _KINDS:
+    if not isinstance(content["kind"], str) or content["kind"] not in _KINDS:
         raise ValueError(f"{path} holds a {content['kind']}, expected one of {sorted(_KINDS)}.")
     return content
 

@@ -1,0 +1,290 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conrec_monai.bundle import check_output_dir, check_training, pretraining_datalist, training_settings
+from conrec_monai.data import Datalist, load_datalist
+from conrec_monai.engines import bfloat16_is_fast
+from conrec_monai.networks.nets import ConRecUNet
+from conrec_monai.networks.utils import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def datalist() -> Datalist:
+    return load_datalist("phantom:n=40,size=32")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """Settings as a user gives them, none of them wrong."""
+    return {
+        "dataset_dir": "phantom:n=40,size=32",
+        "output_dir": str(tmp_path / "run"),
+        "section": None,
+        "image_size": 32,
+        "cache_size": None,
+        "resize": "squash",
+        "features": [4, 4, 4, 8],
+        "pooling": "attention",
+        "masking": True,
+        "decoder": True,
+        "batch_size": 16,
+        "max_epochs": 3,
+        "optimizer": "lars",
+        "learning_rate": None,
+        "schedule": "constant",
+        "alpha": 100.0,
+        "temperature": 0.5,
+        "amp": None,
+        "seed": 0,
+        "num_workers": 2,
+        "probe_every": 20,
+        "pictures_every": 20,
+        "resume": False,
+    }
+
+
+# --- training_settings ------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_filled_in(settings: dict[str, Any]) -> None:
+    given = dict(settings)
+    filled = training_settings(**settings)
+    assert filled == {
+        **given,
+        "cache_size": 32,
+        "learning_rate": 0.3,  # 0.075 * sqrt(16)
+        "amp": bfloat16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+    assert training_settings(**{**settings, "optimizer": "adam"})["learning_rate"] == 1e-3
+
+
+def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
+    given = {"cache_size": 48, "learning_rate": 1, "amp": True, "features": (4, 8), "dataset_dir": tmp_path}
+    filled = training_settings(**{**settings, **given})
+    assert {name: filled[name] for name in given} == {**given, "features": [4, 8], "dataset_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            (name, value, "a whole number")
+            for name in ("image_size", "batch_size", "max_epochs", "seed", "num_workers", "probe_every")
+            for value in ("many", 2.5, None, True)
+        ),
+        ("pictures_every", [1], "a whole number"),
+        ("cache_size", 32.0, "a whole number"),
+        ("alpha", "large", "a number"),
+        ("alpha", None, "a number"),
+        ("temperature", True, "a number"),
+        ("learning_rate", "0.1x", "a number"),
+        ("masking", "yes", "True or False"),
+        ("decoder", 1, "True or False"),
+        ("resume", None, "True or False"),
+        ("amp", "bfloat16", "True or False"),
+        ("features", 64, "a list of whole numbers, one per level"),
+        ("features", "64,128", "a list of whole numbers, one per level"),
+        ("features", [4, 8.0], "a list of whole numbers, one per level"),
+        ("dataset_dir", 2019, "a path"),
+        ("output_dir", 5, "a path"),
+        ("output_dir", None, "a path"),
+    ],
+)
+def test_wrong_type(name: str, value: Any, expected: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as error:
+        training_settings(**{**settings, name: value})
+    assert str(error.value) == f"{name} must be {expected}, got {value!r}."
+
+
+# --- check_training ---------------------------------------------------------------------------------------------------
+
+
+def check(settings: dict[str, Any], datalist: Datalist, **values: Any) -> None:
+    check_training(training_settings(**{**settings, **values}), datalist)
+
+
+def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "conrec_monai")
+    check(settings, datalist, amp=False)
+    check(settings, datalist, batch_size=40, amp=True)
+    assert caplog.messages == [
+        "40 images (phantom) at 32 px, batch_size 16, max_epochs 3, lars with learning_rate 0.3, features [4, 4, 4, 8],"
+        " float32 arithmetic",
+        "40 images (phantom) at 32 px, batch_size 40, max_epochs 3, lars with learning_rate 0.474342, features"
+        " [4, 4, 4, 8], bfloat16 arithmetic",
+    ]
+    assert list(Path(settings["output_dir"]).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_size": 32, "features": [8] * 6},  # 1 px in the last level
+        {"image_size": 24, "masking": False},
+        {"image_size": 26, "features": [4, 8]},
+        {"image_size": 32, "pooling": "flatten", "features": [4, 5], "decoder": False},
+        {"cache_size": 8, "probe_every": 0, "pictures_every": 0, "alpha": 0},
+    ],
+)
+def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], datalist: Datalist) -> None:
+    check(settings, datalist, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"image_size": 36},
+            "image_size must be a multiple of 8 for 4 levels of features (for example 32 or 40), got 36.",
+        ),
+        ({"image_size": 32, "features": [8] * 7}, "image_size must be a multiple of 64 for 7 levels"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0."),
+        ({"image_size": 5}, "image_size must be a multiple of 8 for 4 levels of features (for example 8), got 5."),
+        ({"image_size": 24}, "image_size 24 is too small: maskings need images of at least 25 px a side, got 24 x 24."),
+        ({"batch_size": 41}, "batch_size 41 is larger than the data set: 40 images in phantom:n=40,size=32."),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1."),
+        ({"batch_size": 0}, "batch_size must be at least 2, got 0."),
+        ({"batch_size": -4}, "batch_size must be at least 2, got -4."),
+        ({"max_epochs": 0}, "max_epochs must be at least 1, got 0."),
+        ({"cache_size": 0}, "cache_size must be at least 1, got 0."),
+        ({"seed": -1}, "seed must be at least 0, got -1."),
+        ({"seed": 2**32}, "seed must be below 4294967296, got 4294967296."),
+        ({"num_workers": 0}, "num_workers must be at least 1, got 0."),
+        ({"probe_every": -1}, "probe_every must be at least 0, got -1."),
+        ({"pictures_every": -1}, "pictures_every must be at least 0, got -1."),
+        ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'."),
+        ({"optimizer": "rmsprop"}, "optimizer must be one of lars, sgd, adam, adamw, got 'rmsprop'."),
+        ({"schedule": "step"}, "schedule must be one of constant, warmup_cosine, got 'step'."),
+        ({"schedule": None}, "schedule must be one of constant, warmup_cosine, got None."),
+        ({"pooling": "max"}, "pooling must be one of ('attention', 'average', 'flatten'), got 'max'."),
+        ({"features": []}, "features must be one positive number of channels per level"),
+        ({"features": [8, 0]}, "features must be one positive number of channels per level"),
+        ({"features": [4, 12]}, "attention pooling needs a positive multiple of 8 channels, got 12."),
+        ({"learning_rate": 0}, "learning_rate must be positive, got 0."),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan."),
+        ({"alpha": -1}, "alpha must not be negative, got -1."),
+        ({"temperature": 0}, "temperature must be positive, got 0."),
+    ],
+)
+def test_mistake(values: dict[str, Any], message: str, settings: dict[str, Any], datalist: Datalist) -> None:
+    with pytest.raises(ValueError) as error:
+        check(settings, datalist, **values)
+    assert str(error.value).startswith(message)
+    assert not Path(settings["output_dir"]).exists()  # nothing was begun
+
+
+def test_output_dir_that_cannot_be(settings: dict[str, Any], datalist: Datalist, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for path in (tmp_path / "notes.txt" / "run", tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match=r"output_dir .*notes\.txt.* cannot be written to: .*(exists|directory)"):
+            check(settings, datalist, output_dir=str(path))
+    assert (tmp_path / "notes.txt").read_text() == "x"
+
+
+def test_output_dir_is_made(tmp_path: Path) -> None:
+    assert check_output_dir(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    (tmp_path / "a" / "b" / "file").touch()
+    check_output_dir(tmp_path / "a" / "b")
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["file"]
+
+
+# --- a run that exists ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(settings: dict[str, Any]) -> Path:
+    """The checkpoint of a run with these settings, after 2 epochs of 2 iterations."""
+    filled = training_settings(**settings)
+    path = check_output_dir(filled["output_dir"]) / "checkpoint.pt"
+    training = {"iteration": 4, "epoch_length": 2, "settings": filled}
+    save_checkpoint(path, ConRecUNet(features=filled["features"]), {"image_size": 32}, training=training)
+    return path
+
+
+def test_run_is_not_overwritten(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        check(settings, datalist)
+    assert str(error.value) == (
+        f"{earlier} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
+    )
+
+
+def test_run_goes_on(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
+    check(settings, datalist, resume=True, max_epochs=2, probe_every=1)  # written whole, or done: both may be
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"features": [4, 8]}, "other settings: features [4, 4, 4, 8] then, [4, 8] now."),
+        ({"pooling": "average"}, "other settings: pooling 'attention' then, 'average' now."),
+        ({"batch_size": 8}, "other settings: batch_size 16 then, 8 now, learning_rate 0.3 then, 0.2121"),
+        ({"max_epochs": 1}, "checkpoint.pt is already after epoch 2, max_epochs is 1."),
+    ],
+)
+def test_run_cannot_go_on(
+    values: dict[str, Any], message: str, settings: dict[str, Any], datalist: Datalist, earlier: Path
+) -> None:
+    with pytest.raises(ValueError) as error:
+        check(settings, datalist, resume=True, **values)
+    assert message in str(error.value) and str(earlier) in str(error.value)
+
+
+def test_run_cannot_go_on_with_more_images(settings: dict[str, Any], earlier: Path) -> None:
+    more = load_datalist("phantom:n=50,size=32")
+    with pytest.raises(ValueError) as error:
+        check(settings, more, resume=True)
+    assert str(error.value) == (
+        f"the run cannot go on from {earlier}: its epochs have 2 iterations, this run's 3;"
+        " the number of images changed."
+    )
+
+
+def test_checkpoint_that_is_none(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
+    earlier.write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt (is not a ConRec checkpoint|cannot be read as a checkpoint)"):
+        check(settings, datalist, resume=True)
+
+
+# --- pretraining_datalist ---------------------------------------------------------------------------------------------
+
+
+def test_test_images_are_left_out(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / split / label / "x.png")
+    datalist = pretraining_datalist(tmp_path)
+    assert [item["split"] for item in datalist] == ["train", "train", "val", "val"]
+    assert datalist.info == load_datalist(tmp_path).info
+    assert [item["split"] for item in pretraining_datalist(tmp_path, "test")] == ["test", "test"]  # asked for
+
+
+def test_test_images_alone_are_used(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "test" / label / "x.png")
+    assert len(pretraining_datalist(tmp_path)) == 2
+
+
+def test_data_set_without_splits() -> None:
+    assert len(pretraining_datalist("phantom:n=5,size=32")) == 5

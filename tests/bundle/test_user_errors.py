@@ -1,0 +1,63 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conrec_monai.bundle import guarded
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def test_result_and_arguments() -> None:
+    assert guarded(divmod, 7, 2) == (3, 1)
+    assert guarded("builtins.int", "12", base=3) == 5
+    assert guarded("os.path.join", "a", "b") == os.path.join("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("batch_size must be at least 2, got 1."), "Error: batch_size must be at least 2, got 1."),
+        (ValueError("several\n  lines\tof it"), "Error: several lines of it"),
+        (FileNotFoundError("no checkpoint at x.pt"), "Error: no checkpoint at x.pt"),
+        (PermissionError(13, "Permission denied", "a.png"), "Error: [Errno 13] Permission denied: 'a.png'"),
+    ],
+)
+def test_mistake_is_one_line(error: Exception, message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        guarded(fail, error)
+    assert stop.value.code == message
+    assert stop.value.__suppress_context__  # no traceback of the ValueError
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^Error: .*No such file or directory: '.*none\.txt'$"):
+        guarded("builtins.open", str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), RuntimeError("x"), KeyError("x"), KeyboardInterrupt()])
+def test_other_errors_are_defects_and_keep_their_traceback(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        guarded(fail, error)
+
+
+@pytest.mark.parametrize("name", ["conrec_monai.bundle.no_such_function", "no_such_module.f", "conrec_monai.bundle"])
+def test_no_function(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"there is no function or class '{name}'"):
+        guarded(name)
