@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # Optional folders with real photographs and with arrays of the published implementation; tests skip without.
 SHARED = Path(os.environ.get("CONREC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -37,3 +39,12 @@ def oracles() -> Path:
 def shared_data() -> Path:
     """Folder of real data sets."""
     return _folder("data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks of the tests are tiny: a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -210,7 +210,7 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
         if done > settings["max_epochs"]:
             raise ValueError(f"{path} is already after epoch {done}, max_epochs is {settings['max_epochs']}.")
     written = [name for name in (ENCODER, "metrics.csv") if (path.parent / name).exists()]
-    if written and not path.is_file():
+    if written and not path.is_file() and not settings["resume"]:
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     logging.getLogger("conrec_monai").info(
         f"{len(datalist)} images ({datalist.info.source}) at {size} px, batch_size {settings['batch_size']}, max_epochs"

@@ -107,6 +107,9 @@ def mistake(config: str = "train", **override: Any) -> str:
         ({"dataset_dir": "phantom:count=9"}, "unknown key 'count', the keys are n, size, seed"),
         ({"dataset_dir": 2019}, "dataset_dir must be a path, got 2019"),
         ({"output_dir": 5}, "output_dir must be a path, got 5"),
+        ({"section": 3}, "section must be the name of one split, got 3"),
+        ({"dataset_dir": ""}, "dataset_dir must be a path, got ''"),
+        ({"device": "gpu"}, "device 'gpu' is not available: "),
         ({"section": "validation"}, "has no section 'validation', available: none"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
     ],
@@ -144,7 +147,7 @@ def test_mistake_about_an_earlier_run(outside: Path) -> None:
     assert mistake(**{**resumed, "features": [8, 8]}).endswith("other settings: features [4, 8] then, [8, 8] now.")
     assert mistake(**{**resumed, "max_epochs": 1}).startswith("out/checkpoint.pt is already after epoch 2, max_epochs")
     more = {**resumed, "dataset_dir": "phantom:n=50,size=32"}
-    assert "its epochs have 5 iterations, this run's 6; the number of images changed" in mistake(**more)
+    assert mistake(**more).endswith("out/checkpoint.pt: its images were others than the 50 of this run.")
 
     network, old = ConRecUNet(features=(4, 16)), read_checkpoint("out/checkpoint.pt")
     save_checkpoint("out/checkpoint.pt", network, old["preprocessing"], training=old["training"])
@@ -258,7 +261,7 @@ def test_training(whole: tuple[Path, list[str]]) -> None:
     rows = table(path)
     assert [row["epoch"] for row in rows] == [str(i) for i in range(1, EPOCHS + 1)]
     assert float(rows[-1]["loss"]) == content["metrics"]["loss"] < float(rows[0]["loss"])
-    assert any("40 images (phantom), 5 iterations per epoch" in line for line in lines)
+    assert any("40 images (phantom) at 32 px, batch_size 8, max_epochs 20, lars with" in line for line in lines)
     assert sum(re.search(r"epoch \d+/20: loss .* images/s, .* left$", line) is not None for line in lines) == EPOCHS
     encoder = load_encoder(path / "encoder.pt")
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 8)

@@ -23,6 +23,7 @@ from PIL import Image
 from conrec_monai.bundle import check_output_dir, check_training, pretraining_datalist, training_settings
 from conrec_monai.data import Datalist, load_datalist
 from conrec_monai.engines import bfloat16_is_fast
+from conrec_monai.handlers.checkpoint import data_fingerprint
 from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.networks.utils import save_checkpoint
 
@@ -75,6 +76,22 @@ def test_defaults_are_filled_in(settings: dict[str, Any]) -> None:
         "amp": bfloat16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
     assert training_settings(**{**settings, "optimizer": "adam"})["learning_rate"] == 1e-3
+
+
+def test_device_is_checked_and_no_setting(settings: dict[str, Any]) -> None:
+    cpu = training_settings(device="cpu", **settings)
+    assert "device" not in cpu and cpu["amp"] is bfloat16_is_fast(torch.device("cpu"))
+    for device in ("gpu", 7.5, "cuda:99"):
+        with pytest.raises(ValueError, match=f"^device {device!r} is not available: ") as error:
+            training_settings(device=device, **settings)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["alpha", "temperature", "learning_rate"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_not_finite(name: str, value: float, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be finite, got {value}\.$"):
+        training_settings(**{**settings, name: value})
 
 
 def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -192,6 +209,15 @@ def test_mistake(values: dict[str, Any], message: str, settings: dict[str, Any],
     assert not Path(settings["output_dir"]).exists()  # nothing was begun
 
 
+@pytest.mark.parametrize("name", ["encoder.pt", "metrics.csv"])
+def test_files_of_another_run(name: str, settings: dict[str, Any], datalist: Datalist) -> None:
+    path = check_output_dir(settings["output_dir"])
+    (path / name).touch()
+    with pytest.raises(ValueError) as error:
+        check(settings, datalist, resume=True)
+    assert str(error.value) == f"output_dir {path} holds the {name} of another run; name another output_dir."
+
+
 def test_output_dir_that_cannot_be(settings: dict[str, Any], datalist: Datalist, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path / "notes.txt" / "run", tmp_path / "notes.txt"):
@@ -257,6 +283,17 @@ def test_run_cannot_go_on_with_more_images(settings: dict[str, Any], earlier: Pa
         f"the run cannot go on from {earlier}: its epochs have 2 iterations, this run's 3;"
         " the number of images changed."
     )
+
+
+def test_run_cannot_go_on_with_other_images(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
+    content = torch.load(earlier, weights_only=True)
+    content["training"]["data"] = data_fingerprint(datalist)
+    torch.save(content, earlier)
+    check(settings, datalist, resume=True)
+    renamed = Datalist([{**item, "id": f"other {item['id']}"} for item in datalist], datalist.info)
+    with pytest.raises(ValueError) as error:
+        check(settings, renamed, resume=True)
+    assert str(error.value) == (f"the run cannot go on from {earlier}: its images were others than the 40 of this run.")
 
 
 def test_checkpoint_that_is_none(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:

@@ -167,6 +167,8 @@ def test_interrupted_run_goes_on_bit_for_bit(
 ) -> None:
     caplog.set_level(logging.INFO, "conrec_monai")
     first = make_run(images, tmp_path, At(iteration, lambda: signal.raise_signal(number)))
+    epochs: list[int] = []
+    first.add_event_handler(Events.EPOCH_COMPLETED, lambda: epochs.append(first.state.epoch))
     with pytest.raises(SystemExit) as stop:
         first.run()
     assert str(stop.value) == (
@@ -174,8 +176,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
         " the same command with --resume True goes on from there."
     )
     assert first.state.iteration == iteration
-    if iteration == 3 * EPOCH:  # an epoch that was done is completed, with its metrics
-        assert first.state.metrics == whole[0].state.metrics
+    assert epochs == list(range(1, iteration // EPOCH + 1))  # an epoch that was done is completed, with its metrics
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert "interrupted: saving after this iteration (interrupt again to stop at once)" in caplog.messages
 
@@ -189,8 +190,16 @@ def test_interrupted_run_goes_on_bit_for_bit(
     assert_same_end(second, whole[0])
     files = [read_checkpoint(path / "encoder.pt")["state_dict"] for path in (tmp_path, whole[1])]
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[1])
-    if iteration < 3 * EPOCH:
-        assert second.state.metrics == whole[0].state.metrics
+    assert second.state.metrics == whole[0].state.metrics
+
+
+def test_interrupted_in_the_last_iteration_the_run_is_done(
+    images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path
+) -> None:
+    trainer = make_run(images, tmp_path, At(3 * EPOCH, lambda: signal.raise_signal(signal.SIGTERM)))
+    trainer.run()
+    assert_same_end(trainer, whole[0])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.pt", "encoder.pt"]
 
 
 def test_interrupted_between_epochs(images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path) -> None:
@@ -254,6 +263,29 @@ def test_failed_save_leaves_the_last_checkpoint(
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert read_checkpoint(tmp_path / "checkpoint.pt")["training"]["iteration"] == EPOCH
+
+
+def test_diverged_run_stops_and_keeps_the_last_checkpoint(images: CachedImages, tmp_path: Path) -> None:
+    def diverge() -> None:
+        with torch.no_grad():
+            trainer.network.encoder.levels[0].conv_0.conv.weight.fill_(float("nan"))
+
+    path = tmp_path / "checkpoint.pt"
+    trainer = make_run(images, tmp_path, At(EPOCH + 1, diverge))
+    with pytest.raises(SystemExit) as stop:
+        trainer.run()
+    assert stop.value.code == (
+        f"Error: the loss is nan in epoch 2; the run has diverged. {path} is still that of an earlier epoch;"
+        " try a smaller learning_rate."
+    )
+    assert read_checkpoint(path)["training"]["iteration"] == EPOCH
+    assert not (tmp_path / "encoder.pt").exists()
+
+    (tmp_path / "b").mkdir()
+    trainer = make_run(images, tmp_path / "b", At(1, diverge))
+    with pytest.raises(SystemExit, match="^Error: the loss is nan in epoch 1; the run has diverged. nothing was saved"):
+        trainer.run()
+    assert not any((tmp_path / "b").iterdir())
 
 
 # --- what may go on ---------------------------------------------------------------------------------------------------
@@ -322,6 +354,21 @@ def test_run_refuses_other_settings(images: CachedImages, whole: tuple[ConRecTra
         trainer.run()
     assert trainer.state.iteration == 0
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+
+
+def test_other_images_are_refused(images: CachedImages, tmp_path: Path) -> None:
+    trainer = make_run(images, tmp_path, max_epochs=1)
+    items = [{"id": name} for name in images.ids]
+    RunCheckpoint(tmp_path, trainer.network, PREPROCESSING, SETTINGS, data=items).save(trainer)
+    path = tmp_path / "checkpoint.pt"
+    check_resume(path, SETTINGS, items)
+    check_resume(path, SETTINGS)
+    for others in (items[:-1], items[::-1], [{"id": "new"}, *items[1:]]):
+        with pytest.raises(ValueError) as error:
+            check_resume(path, SETTINGS, others)
+        assert str(error.value) == (
+            f"the run cannot go on from {path}: its images were others than the {len(others)} of this run."
+        )
 
 
 def test_weights_of_another_network(images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def test_resumed_run_without_table(tmp_path: Path) -> None:
     assert [row["epoch"] for row in read(tmp_path)] == ["3"]
 
 
+@pytest.mark.parametrize("text", ["loss\n1.0\n", "epoch,loss\n1,2.0\n\x00,\n", "epoch,loss\n2.0,1\n"])
+def test_damaged_table(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"metrics\.csv is damaged: expected a number in the column epoch of every row"
+    ):
+        write(tmp_path, {3: {"loss": 2.5}}, done=2)
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     write(tmp_path, {1: {"loss": 4.0}})
     old = (tmp_path / "metrics.json").read_bytes()
