@@ -95,10 +95,12 @@ def test_published_network_in_inference_and_training_mode(oracles):
     norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
     for norm in norms.values():
         norm.momentum = 1.0  # the running statistics become those of the batch
-    output = net.train()(x)
-    assert isinstance(output, ConRecOutput)
-    _close(output.reconstruction.permute(0, 2, 3, 1), z["reconstruction_train"])
-    _close(output.projection, z["projection_train"])
+    # In float64 but for the pooling, which is always float32: statistics over 4 rows magnify the rounding of a
+    # particular order of summation beyond the tolerance.
+    net.double().train()
+    features = net.encoder.features(x.double())
+    _close(net.decoder(features).permute(0, 2, 3, 1), z["reconstruction_train"])
+    _close(net.projection(net.encoder.pool(features[-1]).double()), z["projection_train"])
 
     # The weights were saved after the training-mode call: its update of the running averages, with decay 0.9, is taken
     # back for the inference-mode outputs. (The published dense norms update with the biased variance.)
@@ -106,7 +108,8 @@ def test_published_network_in_inference_and_training_mode(oracles):
         variance = norm.running_var * ((len(x) - 1) / len(x) if isinstance(norm, nn.BatchNorm1d) else 1)
         norm.running_var = (saved[f"{name}.running_var"] - 0.1 * variance) / 0.9
         norm.running_mean = (saved[f"{name}.running_mean"] - 0.1 * norm.running_mean) / 0.9
-    output = net.eval()(x)
+    output = net.float().eval()(x)
+    assert isinstance(output, ConRecOutput)
     _close(output.reconstruction.permute(0, 2, 3, 1), z["reconstruction"])
     _close(output.projection, z["projection"])
     _close(output.representation, z["representation"])
