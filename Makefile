@@ -20,10 +20,10 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 
 demo: $(VENV)/installed
 	@rm -rf $(DEMO) && mkdir $(DEMO)
-	@echo "Pretraining on 600 drawn fundus photographs, about 3 minutes on 2 cores ..."
+	@echo "Pretraining on 600 drawn fundus photographs, some 3 minutes on 2 cores ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
 	  --dataset_dir phantom:n=600,size=64,seed=0 --output_dir $(DEMO) \
-	  --image_size 64 --features "[16,32,64,128]" --max_epochs 10 --probe_every 0 --pictures_every 5 \
+	  --image_size 64 --features "[16,32,64,128]" --max_epochs 8 --probe_every 0 --pictures_every 4 \
 	  2>&1 | tee $(DEMO)/train.log; exit $${PIPESTATUS[0]}
 	@echo "Scoring the frozen encoder on 600 other drawn photographs ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
