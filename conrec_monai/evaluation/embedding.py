@@ -67,7 +67,7 @@ def embed(
     representations = []
     try:
         with torch.inference_mode():
-            for batch in tqdm(images.split(batch_size), desc="embed", leave=False, disable=not progress):
+            for batch in tqdm(images.split(batch_size), desc="embed", leave=False, disable=None if progress else True):
                 x = batch.to(device).float() / 255
                 h = encoder(x)
                 if h.ndim != 2 or len(h) != len(x):

@@ -135,7 +135,7 @@ def evaluate(
 
     protocol: Protocol = "diabetic" if ordinal else "categorical"
     rows = []
-    for name in tqdm([*encoders, SHORTCUT], desc="linear evaluation", disable=not progress):
+    for name in tqdm([*encoders, SHORTCUT], desc="linear evaluation", disable=None if progress else True):
         if name == SHORTCUT:
             features = shortcut_features(images)
         else:
