@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,7 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
         f" {settings['max_epochs']}, {settings['optimizer']} with learning_rate {settings['learning_rate']:g}, features"
         f" {settings['features']}, {'bfloat16' if settings['amp'] else 'float32'} arithmetic"
     )
+    if datalist.info.source == "classes" and datalist.info.class_names is not None:  # any folders look like classes
+        counts = Counter(item["label"] for item in datalist)
+        names = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(datalist.info.class_names[:20]))
+        logging.getLogger("conrec_monai").info(f"{len(datalist.info.class_names)} classes by folder: {names}")

@@ -117,7 +117,10 @@ class RunCheckpoint:
             engine.load_training_state(content["training"])
             if self.lr_scheduler is not None:
                 self.lr_scheduler.load_state_dict(content["training"]["lr_scheduler"])
-            self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
+            if engine.state.epoch >= engine.state.max_epochs:
+                self.logger.info(f"the run is complete after epoch {engine.state.epoch}; a larger max_epochs goes on")
+            else:
+                self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
