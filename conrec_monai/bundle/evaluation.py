@@ -91,7 +91,8 @@ def evaluate_checkpoint(
     path = check_output_dir(output_dir) / "metrics.json"
     ordinal = datalist.info.ordinal
     if center_crop is None:
-        center_crop = 1.0 if ordinal else 0.875
+        drawn = datalist.info.source in ("circle-square", "rectangle-triangle")
+        center_crop = 1.0 if ordinal or drawn else 0.875
     size = preprocessing["image_size"]
     # Brought in so that the central part has the size that the encoder was trained on.
     whole = CachedImages(

@@ -114,7 +114,7 @@ def training_settings(device: torch.device | str | None = None, **settings: Any)
     Raises:
         ValueError: when a value has the wrong type.
     """
-    whole = ("image_size", "batch_size", "max_epochs", "seed", "num_workers", "probe_every", "pictures_every")
+    whole = ("in_channels", "image_size", "batch_size", "max_epochs", "seed", "num_workers", "probe_every", "pictures_every")
     for name in (*whole, *(("cache_size",) if settings["cache_size"] is not None else ())):
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
@@ -173,6 +173,8 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {settings[name]!r}.")
     if not settings["learning_rate"] > 0:
         raise ValueError(f"learning_rate must be positive, got {settings['learning_rate']}.")
+    if settings["in_channels"] not in (1, 3):
+        raise ValueError(f"in_channels must be 1 (gray) or 3 (RGB), got {settings['in_channels']}.")
     ConRecLoss(settings["alpha"], temperature=settings["temperature"])
     size, divisor = settings["image_size"], 2 ** (len(settings["features"]) - 1)
     if size % divisor:
@@ -187,7 +189,7 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
     except ValueError as error:
         raise ValueError(f"image_size {size} is too small: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
-        network = ConRecUNet(3, settings["features"], settings["pooling"], size, settings["decoder"])
+        network = ConRecUNet(settings["in_channels"], settings["features"], settings["pooling"], size, settings["decoder"])
     if settings["batch_size"] > len(datalist):
         raise ValueError(
             f"batch_size {settings['batch_size']} is larger than the data set: {len(datalist)} images in"

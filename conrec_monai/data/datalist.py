@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .phantom import phantom_arrays
+from .synthetic import CIRCLE_SQUARE, RECTANGLE_TRIANGLE, circle_square_arrays, rectangle_triangle_arrays
 
 __all__ = ["DR_GRADES", "Datalist", "DatalistInfo", "load_datalist"]
 
@@ -41,12 +42,14 @@ class DatalistInfo:
     """What is known of a data set as a whole.
 
     Attributes:
-        source: the layout in one word: "datalist", "aptos", "medmnist", "classes", "folder" or "phantom".
+        source: the layout in one word: "datalist", "aptos", "medmnist", "classes", "folder", "phantom",
+            "circle-square" or "rectangle-triangle".
         name: the layout in words.
         path: where the data was read from, as given.
         class_names: name of each class in the order of the labels 0..k-1; None where unknown.
         label_column: the column or key that the labels were read from; None where they do not come from a table.
         ordinal: whether the labels are ordered grades.
+        channels: 1 where all images are gray arrays, else 3.
     """
 
     source: str
@@ -55,6 +58,7 @@ class DatalistInfo:
     class_names: list[str] | None = None
     label_column: str | None = None
     ordinal: bool = False
+    channels: int = 3
 
 
 class Datalist(list[Item]):
@@ -85,8 +89,10 @@ def load_datalist(path: str | os.PathLike[str], section: str | None = None) -> D
       follow the sorted names (by value if all are whole numbers), and are ordinal only if the names are exactly
       0, 1, .., k-1.
     - Flat folder of images, without labels.
-    - The words "phantom" or "phantom:n=600,size=64,seed=0" (any of these keys): drawn fundus images, see
-      `phantom_arrays`.
+    - Drawn pictures, by a word and any of its keys: "phantom:n=600,size=64,seed=0" (`phantom_arrays`) and the two
+      synthetic sets of the publication, "circle-square:train=600,test=399,seed=0" (`circle_square_arrays`) and
+      "rectangle-triangle:train=1000,test=500,seed=0" (`rectangle_triangle_arrays`); the test pictures follow the
+      training ones in the same stream.
 
     Images in folders are PNG or JPEG (suffix in any case). Hidden files and __MACOSX are ignored; folders that also
     hold images of a kind that is not read are an error. Tables keep their order, folders are sorted by name. Nothing is
@@ -104,8 +110,9 @@ def load_datalist(path: str | os.PathLike[str], section: str | None = None) -> D
         ValueError: when the layout is not recognized, or the data contradicts it: a missing image, a label out of
             range, an id that occurs twice, a section that does not exist.
     """
-    if isinstance(path, str) and (path == "phantom" or path.startswith("phantom:")):
-        datalist = _build(_PHANTOM, path, _phantom(path))
+    word = str(path).partition(":")[0]
+    if word in _DRAWN:
+        datalist = _build(_DRAWN[word], path, _drawn(str(path)))
     else:
         datalist = _recognize(Path(path).expanduser())
     if not datalist:
@@ -138,8 +145,17 @@ class _Layout(NamedTuple):
     recognize: Callable[[Path], _Found | None]
 
 
-def _build(layout: _Layout, path: str | Path, found: _Found) -> Datalist:
-    info = DatalistInfo(layout.source, layout.name, str(path), found.class_names, found.label_column, found.ordinal)
+def _build(layout: _Layout, path: str | os.PathLike[str], found: _Found) -> Datalist:
+    gray = all(isinstance(item["image"], np.ndarray) and item["image"].shape[0] == 1 for item in found.items)
+    info = DatalistInfo(
+        layout.source,
+        layout.name,
+        str(path),
+        found.class_names,
+        found.label_column,
+        found.ordinal,
+        channels=1 if gray else 3,
+    )
     return Datalist(found.items, info)
 
 
@@ -150,7 +166,7 @@ def _recognize(path: Path) -> Datalist:
         found = layout.recognize(path)
         if found is not None:
             return _build(layout, path, found)
-    looked_for = "; ".join(layout.name for layout in (*_LAYOUTS, _PHANTOM))
+    looked_for = "; ".join(layout.name for layout in (*_LAYOUTS, *_DRAWN.values()))
     raise ValueError(f"{path} is no data set that can be read. Looked for: {looked_for}. Found: {_describe(path)}.")
 
 
@@ -165,19 +181,37 @@ def _item(
     return {"image": image, "label": label, "group": group, "split": split, "id": name}
 
 
-def _phantom(spec: str) -> _Found:
-    values = {"n": 600, "size": 64, "seed": 0}
-    for part in filter(None, spec.removeprefix("phantom").removeprefix(":").split(",")):
-        key, _, value = (text.strip() for text in part.partition("="))
+def _drawn(spec: str) -> _Found:
+    word, _, text = spec.partition(":")
+    values = {"phantom": {"n": 600, "size": 64}, "circle-square": {"train": 600, "test": 399}}.get(
+        word, {"train": 1000, "test": 500}
+    )
+    values["seed"] = 0
+    for part in filter(None, text.split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in values:
             raise ValueError(f"{spec}: unknown key {key!r}, the keys are {', '.join(values)}")
         try:
             values[key] = int(value)
         except ValueError:
             raise ValueError(f"{spec}: {key} must be a whole number, got {value!r}") from None
-    images, grades = phantom_arrays(**values)
-    pairs = enumerate(zip(images, grades.tolist(), strict=True))
-    return _Found([_item(image, f"phantom-{i:05d}", grade) for i, (image, grade) in pairs], list(DR_GRADES), None, True)
+    if word == "phantom":
+        images, labels = phantom_arrays(**values)
+        splits, names = [None] * len(images), DR_GRADES
+    else:
+        for key in ("train", "test"):
+            if values[key] < 0:
+                raise ValueError(f"{spec}: {key} must not be negative")
+        draw, names = (
+            (circle_square_arrays, CIRCLE_SQUARE)
+            if word == "circle-square"
+            else (rectangle_triangle_arrays, RECTANGLE_TRIANGLE)
+        )
+        images, labels = draw(values["train"] + values["test"], values["seed"])
+        splits = ["train"] * values["train"] + ["test"] * values["test"]
+    rows = enumerate(zip(images, labels.tolist(), splits, strict=True))
+    items = [_item(image, f"{word}-{i:05d}", label, split) for i, (image, label, split) in rows]
+    return _Found(items, list(names), None, word == "phantom")
 
 
 def _monai_json(path: Path) -> _Found | None:
@@ -430,4 +464,15 @@ _LAYOUTS = (
     _Layout("classes", "class folders of PNG or JPEG images (two or more)", _class_folders),
     _Layout("folder", "flat folder of PNG or JPEG images", _flat_folder),
 )
-_PHANTOM = _Layout("phantom", "the word phantom, or phantom:n=600,size=64,seed=0", lambda path: _phantom(str(path)))
+_DRAWN = {
+    layout.source: layout
+    for layout in (
+        _Layout("phantom", "the word phantom, or phantom:n=600,size=64,seed=0", lambda path: _drawn(str(path))),
+        _Layout("circle-square", "circle-square, or circle-square:train=600,test=399,seed=0", lambda p: _drawn(str(p))),
+        _Layout(
+            "rectangle-triangle",
+            "rectangle-triangle, or rectangle-triangle:train=1000,test=500,seed=0",
+            lambda path: _drawn(str(path)),
+        ),
+    )
+}
