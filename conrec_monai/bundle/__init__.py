@@ -12,14 +12,31 @@
 from __future__ import annotations
 
 from .evaluation import evaluate_checkpoint
-from .training import check_output_dir, check_training, pretraining_datalist, training_settings
+from .inference import InferenceEncoder, check_inference, load_for_inference
+from .training import (
+    check_network,
+    check_output_dir,
+    check_training,
+    checked_datalist,
+    decode,
+    pretraining_data,
+    probe_data,
+    training_settings,
+)
 from .user_errors import guarded
 
 __all__ = [
+    "InferenceEncoder",
+    "check_inference",
+    "check_network",
     "check_output_dir",
     "check_training",
+    "checked_datalist",
+    "decode",
     "evaluate_checkpoint",
     "guarded",
-    "pretraining_datalist",
+    "load_for_inference",
+    "pretraining_data",
+    "probe_data",
     "training_settings",
 ]

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device
+from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
 from conrec_monai.data import CachedImages
 from conrec_monai.evaluation import central_part, evaluate, format_table, untrained_encoders
-from conrec_monai.networks.nets import ConRecEncoder
-from conrec_monai.networks.utils import load_encoder, read_checkpoint
+from conrec_monai.networks.utils import load_encoder, read_checkpoint, untrained_like
 
 __all__ = ["evaluate_checkpoint"]
 
@@ -39,6 +38,8 @@ def evaluate_checkpoint(
     batch_size: int = 64,
     num_workers: int = 2,
     device: torch.device | str = "cpu",
+    on_error: str = "raise",
+    **keys: str | None,
 ) -> dict[str, Any]:
     """Scores the frozen encoder of a checkpoint on labeled images, prints the table, writes ``metrics.json``.
 
@@ -54,11 +55,13 @@ def evaluate_checkpoint(
         repeats: of the cross-validation.
         seed: of the folds.
         untrained_seeds: of the encoders with random weights.
-        center_crop: central part of the image that is seen; by default all of it for grades and 0.875 for categories,
-            as published.
+        center_crop: central part of the image that is seen; by default 0.875 for Oxford Flowers and Stanford Dogs, as
+            published, and all of it for any other data set.
         batch_size: images per forward pass.
         num_workers: threads that decode.
         device: of the encoders.
+        on_error: see :func:`conrec_monai.data.load_datalist`; what is left out is listed in ``skipped.csv``.
+        **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``.
 
     Raises:
         ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
@@ -84,25 +87,30 @@ def evaluate_checkpoint(
     content = read_checkpoint(checkpoint)
     encoder = load_encoder(checkpoint)
     preprocessing = content["preprocessing"]
-    datalist = checked_datalist(dataset_dir, section)
+    datalist = checked_datalist(dataset_dir, section, on_error, **keys)
     labels = [-1 if item["label"] is None else item["label"] for item in datalist]
     if max(labels) < 0:
         raise ValueError(f"{dataset_dir} holds {len(datalist)} images without labels; an evaluation needs labels.")
     path = check_output_dir(output_dir) / "metrics.json"
     ordinal = datalist.info.ordinal
     if center_crop is None:
-        drawn = datalist.info.source in ("circle-square", "rectangle-triangle")
-        center_crop = 1.0 if ordinal or drawn else 0.875
+        center_crop = datalist.info.center_crop
     size = preprocessing["image_size"]
     # Brought in so that the central part has the size that the encoder was trained on.
     whole = CachedImages(
-        datalist, round(size / center_crop), preprocessing["resize"], encoder.config["in_channels"], num_workers
+        datalist,
+        round(size / center_crop),
+        preprocessing["resize"],
+        encoder.config["in_channels"],
+        num_workers,
+        on_error=on_error,
     )
+    decode(output_dir, 1, whole)
     images = central_part(whole.images, size)
-    groups = [item["group"] for item in datalist]
-    splits = [item["split"] for item in datalist]
+    labels, groups = whole.labels.tolist(), whole.groups
+    splits = [item["split"] for item in whole.data]
     encoders: dict[str, torch.nn.Module] = {"pretrained": encoder}
-    encoders.update(untrained_encoders(lambda: ConRecEncoder(**encoder.config), untrained_seeds))
+    encoders.update(untrained_encoders(lambda: untrained_like(encoder), untrained_seeds))
     result = evaluate(
         encoders,
         images,

@@ -16,19 +16,21 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from conrec_monai.data import Datalist, load_datalist
+from conrec_monai.data import CachedImages, Datalist, load_datalist, write_manifest
 from conrec_monai.data.dataset import RESIZES
 from conrec_monai.engines import bfloat16_is_fast
 from conrec_monai.handlers.checkpoint import CHECKPOINT, ENCODER, check_resume
 from conrec_monai.losses import ConRecLoss
 from conrec_monai.networks.nets import ConRecUNet
-from conrec_monai.networks.utils import check_weights
+from conrec_monai.networks.utils import check_weights, read_checkpoint
 from conrec_monai.optimizers import OPTIMIZERS, SCHEDULES, default_learning_rate
 from conrec_monai.transforms import TwoViews
 
@@ -36,13 +38,33 @@ __all__ = [
     "check_output_dir",
     "checked_datalist",
     "checked_device",
+    "check_network",
     "check_training",
-    "pretraining_datalist",
+    "decode",
+    "pretraining_data",
+    "probe_data",
     "training_settings",
 ]
 
 
-def checked_datalist(dataset_dir: Any, section: Any) -> Datalist:
+# Whole numbers among the settings, and the least value of each.
+LIMITS = (
+    ("batch_size", 2),
+    ("max_epochs", 1),
+    ("image_size", 1),
+    ("cache_size", 1),
+    ("seed", 0),
+    ("num_workers", 1),
+    ("probe_every", 0),
+    ("pictures_every", 0),
+    ("health_every", 0),
+    ("validate_every", 1),
+    ("checkpoint_every", 0),
+    ("early_stop_patience", 0),
+)
+
+
+def checked_datalist(dataset_dir: Any, section: Any = None, on_error: Any = "raise", **keys: Any) -> Datalist:
     """:func:`conrec_monai.data.load_datalist` of what a user typed.
 
     Raises:
@@ -52,20 +74,103 @@ def checked_datalist(dataset_dir: Any, section: Any) -> Datalist:
         raise ValueError(f"dataset_dir must be a path, got {dataset_dir!r}.")
     if section is not None and not isinstance(section, str):
         raise ValueError(f"section must be the name of one split, got {section!r}.")
-    return load_datalist(dataset_dir, section)
+    for name, value in keys.items():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{name} must be the name of a column, got {value!r}.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be raise or skip, got {on_error!r}.")
+    return load_datalist(dataset_dir, section, on_error=on_error, **keys)
 
 
-def pretraining_datalist(dataset_dir: str | os.PathLike, section: str | None = None) -> Datalist:
+class PretrainingData(NamedTuple):
+    """Images to train on, and to validate on (None when there is no such section)."""
+
+    training: Datalist
+    validation: Datalist | None
+
+
+def pretraining_data(
+    dataset_dir: str | os.PathLike,
+    section: str | None = None,
+    validation_section: str | None = None,
+    on_error: str = "raise",
+    **keys: str | None,
+) -> PretrainingData:
     """The images to pretrain on: those of a section, or all but those of the split "test" when there are others.
 
     Pretraining on images that are later tested is transductive, even without their labels; so it is not the default.
+    Images of the validation section are not trained on.
+
+    Args:
+        dataset_dir: see :func:`conrec_monai.data.load_datalist`.
+        section: to train on.
+        validation_section: to validate on; None to not validate.
+        on_error: see :func:`conrec_monai.data.load_datalist`.
+        **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`conrec_monai.data.load_datalist`.
     """
-    datalist = checked_datalist(dataset_dir, section)
-    rest = [item for item in datalist if item["split"] != "test"]
-    return datalist if section is not None or not rest else Datalist(rest, datalist.info)
+    training = checked_datalist(dataset_dir, section, on_error, **keys)
+    validation = None
+    if validation_section is not None:
+        if validation_section == section:
+            raise ValueError(f"section and validation_section are both {section!r}: nothing would be held out.")
+        validation = checked_datalist(dataset_dir, validation_section, on_error, **keys)
+    rest = [item for item in training if item["split"] != "test"]
+    kept = training if section is not None or not rest else rest
+    kept = [item for item in kept if validation is None or item["split"] != validation_section]
+    if not kept:
+        raise ValueError(f"validation_section {validation_section!r} holds all images; none are left to train on.")
+    return PretrainingData(Datalist(kept, training.info, training.skipped), validation)
+
+
+def probe_data(
+    probe_dir: str | os.PathLike | None, training: CachedImages, section: str | None = None, on_error: str = "raise"
+) -> CachedImages:
+    """The labeled images of the online probe: a data set of their own, or those of the training.
+
+    Args:
+        probe_dir: see :func:`conrec_monai.data.load_datalist`; None for the images of the training.
+        training: whose size, way of resizing and channels are used.
+        section: of ``probe_dir``.
+        on_error: see :class:`conrec_monai.data.CachedImages`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`conrec_monai.data.load_datalist`; and when nothing has a label.
+    """
+    if probe_dir is None:
+        return training
+    datalist = checked_datalist(probe_dir, section, on_error)
+    if all(item["label"] is None for item in datalist):
+        raise ValueError(f"probe_dir {probe_dir} holds {len(datalist)} images without labels; a probe needs labels.")
+    return CachedImages(
+        datalist, training.size, training.resize, training.channels, training.num_workers, on_error=on_error
+    )
+
+
+def decode(
+    output_dir: str | os.PathLike, batch_size: int, training: CachedImages, others: Sequence[CachedImages] = ()
+) -> None:
+    """Decodes the images of a run before it starts, and writes what was left out to ``skipped.csv``.
+
+    Args:
+        output_dir: folder of the manifest; it exists.
+        batch_size: that the images to train on must fill.
+        training: images to train on.
+        others: further images to decode; the same object may be among them.
+
+    Raises:
+        ValueError: when images cannot be read, or too few are left.
+    """
+    chosen = list({id(dataset): dataset for dataset in (training, *others)}.values())
+    for dataset in chosen:
+        dataset.load()
+    if len(training) < batch_size:
+        raise ValueError(f"batch_size {batch_size} is larger than the {len(training)} images that could be read.")
+    skipped = [entry for dataset in chosen for entry in dataset.skipped]
+    if skipped:
+        write_manifest(Path(output_dir) / "skipped.csv", skipped)
 
 
 def checked_device(device: torch.device | str | None) -> torch.device:
@@ -114,8 +219,10 @@ def training_settings(device: torch.device | str | None = None, **settings: Any)
     Raises:
         ValueError: when a value has the wrong type.
     """
-    whole = ("in_channels", "image_size", "batch_size", "max_epochs", "seed", "num_workers", "probe_every", "pictures_every")
-    for name in (*whole, *(("cache_size",) if settings["cache_size"] is not None else ())):
+    whole = ("in_channels", *(name for name, _ in LIMITS))
+    for name in whole:
+        if name == "cache_size" and settings[name] is None:
+            continue
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
     for name in ("alpha", "temperature", *(("learning_rate",) if settings["learning_rate"] is not None else ())):
@@ -144,26 +251,17 @@ def training_settings(device: torch.device | str | None = None, **settings: Any)
     return settings
 
 
-def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
+def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     """Checks everything that a pretraining needs before any work starts.
 
     Args:
         settings: of :func:`training_settings`.
-        datalist: the images.
+        data: the images.
 
     Raises:
         ValueError, OSError: naming the key, what was found and what was expected.
     """
-    for name, low in (
-        ("batch_size", 2),
-        ("max_epochs", 1),
-        ("image_size", 1),
-        ("cache_size", 1),
-        ("seed", 0),
-        ("num_workers", 1),
-        ("probe_every", 0),
-        ("pictures_every", 0),
-    ):
+    for name, low in LIMITS:
         if settings[name] < low:
             raise ValueError(f"{name} must be at least {low}, got {settings[name]}.")
     if settings["seed"] >= 2**32:
@@ -176,35 +274,38 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
     if settings["in_channels"] not in (1, 3):
         raise ValueError(f"in_channels must be 1 (gray) or 3 (RGB), got {settings['in_channels']}.")
     ConRecLoss(settings["alpha"], temperature=settings["temperature"])
-    size, divisor = settings["image_size"], 2 ** (len(settings["features"]) - 1)
-    if size % divisor:
-        lower = size - size % divisor
-        near = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
-        raise ValueError(
-            f"image_size must be a multiple of {divisor} for {len(settings['features'])} levels of features"
-            f" (for example {near}), got {size}."
-        )
+    datalist, size = data.training, settings["image_size"]
+    _check_size(size, 2 ** (len(settings["features"]) - 1), f"{len(settings['features'])} levels of features")
     try:
         TwoViews(size, settings["masking"])
     except ValueError as error:
         raise ValueError(f"image_size {size} is too small: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
-        network = ConRecUNet(settings["in_channels"], settings["features"], settings["pooling"], size, settings["decoder"])
-    if settings["batch_size"] > len(datalist):
+        ConRecUNet(settings["in_channels"], settings["features"], settings["pooling"], size, settings["decoder"])
+    for part, what in ((data.training, "data set"), (data.validation, "validation section")):
+        if part is not None and settings["batch_size"] > len(part):
+            raise ValueError(
+                f"batch_size {settings['batch_size']} is larger than the {what}: {len(part)} images in"
+                f" {settings['dataset_dir']}."
+            )
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if settings["batch_size"] % processes or settings["batch_size"] < 2 * processes:
         raise ValueError(
-            f"batch_size {settings['batch_size']} is larger than the data set: {len(datalist)} images in"
-            f" {settings['dataset_dir']}."
+            f"batch_size, of all {processes} processes together, must be a multiple of {processes} and at least"
+            f" {2 * processes}, got {settings['batch_size']}."
         )
+    if settings["probe_dir"] is not None and not isinstance(settings["probe_dir"], str | os.PathLike):
+        raise ValueError(f"probe_dir must be a path, got {settings['probe_dir']!r}.")
     path = check_output_dir(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         if not settings["resume"]:
             raise ValueError(
                 f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
             )
-        content = check_resume(path, settings, datalist)
-        check_weights(network, content["state_dict"], str(path))
+        # Images that cannot be read are known only later; then the run is compared once more.
+        content = check_resume(path, settings, datalist if settings["on_error"] == "raise" else None)
         old, new = content["training"]["epoch_length"], len(datalist) // settings["batch_size"]
-        if old != new:
+        if old != new and settings["on_error"] == "raise":
             raise ValueError(
                 f"the run cannot go on from {path}: its epochs have {old} iterations, this run's {new};"
                 " the number of images changed."
@@ -224,3 +325,33 @@ def check_training(settings: Mapping[str, Any], datalist: Datalist) -> None:
         counts = Counter(item["label"] for item in datalist)
         names = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(datalist.info.class_names[:20]))
         logging.getLogger("conrec_monai").info(f"{len(datalist.info.class_names)} classes by folder: {names}")
+
+
+def check_network(network: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Checks that the network of a run fits its images, and a checkpoint that the run goes on from.
+
+    Args:
+        network: a :class:`conrec_monai.networks.nets.ConRecUNet` or
+            :class:`conrec_monai.networks.nets.SimCLRNet`.
+        settings: of :func:`training_settings`.
+
+    Raises:
+        ValueError: naming what was found and what was expected.
+    """
+    encoder = getattr(network, "encoder", None)
+    if encoder is None or not hasattr(network, "config"):
+        raise ValueError(f"network_def must be a ConRecUNet or a SimCLRNet, got a {type(network).__name__}.")
+    channels = encoder.config["in_channels"]
+    if channels != settings["in_channels"]:
+        raise ValueError(f"the images have in_channels {settings['in_channels']}, network_def takes {channels}.")
+    _check_size(settings["image_size"], encoder.divisor, type(encoder).__name__)
+    path = Path(settings["output_dir"]) / CHECKPOINT
+    if path.is_file():
+        check_weights(network, read_checkpoint(path)["state_dict"], str(path))
+
+
+def _check_size(size: int, divisor: int, what: str) -> None:
+    if size % divisor:
+        lower = size - size % divisor
+        near = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
+        raise ValueError(f"image_size must be a multiple of {divisor} for {what} (for example {near}), got {size}.")

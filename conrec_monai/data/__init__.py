@@ -11,18 +11,25 @@
 
 from __future__ import annotations
 
-from .datalist import Datalist, load_datalist
+from .datalist import DR_GRADES, Datalist, DatalistInfo, load_datalist, write_manifest
 from .dataset import CachedImages, EpochBatchSampler, batched
-from .image_reader import read_image
+from .image_reader import count_frames, read_image
 from .phantom import fundus_phantom, phantom_arrays
+from .synthetic import circle_square_arrays, rectangle_triangle_arrays
 
 __all__ = [
+    "DR_GRADES",
     "CachedImages",
     "Datalist",
+    "DatalistInfo",
     "EpochBatchSampler",
     "batched",
+    "circle_square_arrays",
+    "count_frames",
     "fundus_phantom",
     "load_datalist",
     "phantom_arrays",
     "read_image",
+    "rectangle_triangle_arrays",
+    "write_manifest",
 ]

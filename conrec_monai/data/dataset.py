@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
+from .datalist import ON_ERROR, Datalist
 from .image_reader import read_image, to_channels
+from .layouts import some
 
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
@@ -40,24 +43,30 @@ class CachedImages(Dataset):
 
     Images of another size are resampled bicubically with antialiasing and clipped; images of the right size pass
     through bit by bit. 16-bit images are resampled at full depth, then scaled by 255 / 65535 and rounded; floating
-    point images by 255.
+    point images by 255. Of a file that holds several pictures, the "frame" of an item says which.
+
+    With `on_error="skip"`, `load` removes the images that cannot be read from `data`, `labels`, `ids`, `groups` and
+    `images` alike: call it before anything takes the length of the dataset.
 
     Args:
         data: items with "image" (path, or CHW array that `to_channels` accepts), and optionally "label" (int >= 0 or
-            None), "id" and "group", as `load_datalist` gives them.
+            None), "id", "group" and "frame", as `load_datalist` gives them.
         size: side S of the cached squares in pixels.
         resize: "squash" (the whole image, its aspect ratio ignored), "pad" (the whole image, centered on black) or
             "crop" (the largest central square).
         channels: 3 (RGB) or 1 (gray).
         num_workers: threads that decode.
         progress: show a progress bar while decoding, on a terminal only.
+        on_error: what becomes of images that cannot be read: "raise" (an error) or "skip" (left out, logged and
+            recorded).
 
     Attributes:
-        data: the items as given.
+        data: the items as given; where some were left out, a new list (`Datalist` if that was given) of the others.
         images: uint8 tensor N x channels x S x S.
         labels: int64 tensor of N labels, -1 where an item has none.
         ids: N identifiers; the position as text where an item has none.
         groups: N group names or None.
+        skipped: what was left out, each {"id", "image", "reason"}: first what a `Datalist` says of itself.
 
     Raises:
         ValueError: when an argument is out of range, or an item has no "image" or an invalid "label".
@@ -71,6 +80,7 @@ class CachedImages(Dataset):
         channels: int = 3,
         num_workers: int = 2,
         progress: bool = True,
+        on_error: str = "raise",
     ) -> None:
         if len(data) == 0:
             raise ValueError("data holds no items")
@@ -82,6 +92,8 @@ class CachedImages(Dataset):
             raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1 thread, got {num_workers}")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be {' or '.join(map(repr, ON_ERROR))}, got {on_error!r}")
         for index, item in enumerate(data):
             if "image" not in item:
                 raise ValueError(f"item {index} of data has no 'image', only {sorted(item)}")
@@ -94,9 +106,11 @@ class CachedImages(Dataset):
         self.channels = channels
         self.num_workers = num_workers
         self.progress = progress
+        self.on_error = on_error
         self.labels = torch.tensor([_label(index, item.get("label")) for index, item in enumerate(data)])
         self.ids = [str(item.get("id", index)) for index, item in enumerate(data)]
         self.groups: list[str | None] = [item.get("group") for item in data]
+        self.skipped: list[dict[str, str]] = list(data.skipped) if isinstance(data, Datalist) else []
         self._images: torch.Tensor | None = None
 
     def load(self) -> CachedImages:
@@ -106,17 +120,21 @@ class CachedImages(Dataset):
             The dataset itself.
 
         Raises:
-            ValueError: when images cannot be read; names their number and the first five with the reasons.
+            ValueError: when images cannot be read (with `on_error="skip"`, when none can); names their number and the
+                first five with the reasons.
         """
         if self._images is not None:
             return self
         images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
 
         def fill(index: int) -> str | None:
-            image = self.data[index]["image"]
+            image, frame = self.data[index]["image"], self.data[index].get("frame")
             in_memory = isinstance(image, np.ndarray)
             try:
-                array = to_channels(image, self.channels) if in_memory else read_image(image, self.channels)
+                if in_memory:
+                    array = to_channels(image, self.channels)
+                else:
+                    array = read_image(image, self.channels, frame=frame, min_side=self.size)
             except (ValueError, OSError) as error:
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
             images[index] = _fit(array, self.size, self.resize)
@@ -126,15 +144,37 @@ class CachedImages(Dataset):
         try:
             done = pool.map(fill, range(len(self)))
             bar = tqdm(done, "Loading images", len(self), unit="image", disable=None if self.progress else True)
-            failures = [failure for failure in bar if failure]
+            failures = {index: failure for index, failure in enumerate(bar) if failure}
         finally:
             pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
-        if failures:
-            first = "; ".join(failures[:5])
+        if failures and (self.on_error == "raise" or len(failures) == len(self)):
+            first = "; ".join(list(failures.values())[:5])
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
             raise ValueError(f"{len(failures)} of {len(self)} images cannot be loaded: {first}{more}")
+        if failures:
+            images = self._skip(images, failures)
         self._images = images
         return self
+
+    def _skip(self, images: torch.Tensor, failures: dict[int, str]) -> torch.Tensor:
+        """Remove the images of these positions everywhere; the values are the reasons."""
+        names = some((self.ids[index] for index in failures), 3)
+        logging.getLogger("conrec_monai").warning(
+            f"{len(failures)} of {len(self)} images cannot be read and are left out: {names}"
+        )
+        for index, reason in failures.items():
+            image = self.data[index]["image"]
+            place = "array" if isinstance(image, np.ndarray) else os.fspath(image)
+            self.skipped.append({"id": self.ids[index], "image": place, "reason": reason})
+        kept = [index for index in range(len(self)) if index not in failures]
+        for new, old in enumerate(kept):  # in place: the images may fill most of the memory
+            images[new] = images[old]
+        items = [self.data[index] for index in kept]
+        self.data = Datalist(items, self.data.info, self.skipped) if isinstance(self.data, Datalist) else items
+        self.labels = self.labels[kept]
+        self.ids = [self.ids[index] for index in kept]
+        self.groups = [self.groups[index] for index in kept]
+        return images[: len(kept)]
 
     @property
     def images(self) -> torch.Tensor:
@@ -145,14 +185,18 @@ class CachedImages(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         # A copy: transforms that work in place must not reach the cache.
-        return {"image": self.images[index].clone(), "label": self.labels[index].clone()}
+        return {"image": self.images[index].clone(), "label": self.labels[index].clone(), "id": self.ids[index]}
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return a whole batch: "image" B x C x S x S (uint8) and "label" B (int64). `DataLoader` calls this."""
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return a whole batch: "image" B x C x S x S (uint8), "label" B (int64), "id" (B texts); for `DataLoader`."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return {"image": self.images.index_select(0, index), "label": self.labels.index_select(0, index)}
+        return {
+            "image": self.images.index_select(0, index),
+            "label": self.labels.index_select(0, index),
+            "id": [self.ids[i] for i in indices],
+        }
 
 
 def batched(batch: _T) -> _T:
@@ -172,21 +216,40 @@ class EpochBatchSampler(Sampler[list[int]]):
 
     Args:
         length: number of items N.
-        batch_size: indices per batch.
+        batch_size: indices per batch, of all processes together.
         seed: 0 to 2**32 - 1.
         drop_last: leave out an incomplete last batch.
+        rank: which part of each batch is yielded, from 0.
+        num_replicas: parts of a batch, one per process. `batch_size` is a multiple of it.
 
     Raises:
-        ValueError: when `batch_size` is less than 1 or larger than `length`, or the seed is out of range.
+        ValueError: when `batch_size` is less than 1 or larger than `length`, the seed is out of range, a batch has no
+            `num_replicas` equal parts, or there is no part `rank`.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = True,
+        rank: int = 0,
+        num_replicas: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > length:
             raise ValueError(f"batch_size {batch_size} is larger than the number of items, {length}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank must be from 0 to num_replicas - 1, got {rank} of {num_replicas}")
+        if num_replicas > 1 and (batch_size % num_replicas or not drop_last):
+            raise ValueError(
+                f"with num_replicas {num_replicas}, batch_size must be a multiple of it and drop_last True, got"
+                f" {batch_size} and {drop_last}"
+            )
+        self.rank, self.num_replicas = rank, num_replicas
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
@@ -214,7 +277,9 @@ class EpochBatchSampler(Sampler[list[int]]):
         epoch, first = self.epoch, self.batch
         order = np.random.RandomState([self.seed, epoch]).permutation(self.length)
         for batch in range(first, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = -(-len(whole) // self.num_replicas)
+            yield whole[self.rank * part : (self.rank + 1) * part].tolist()
         if (self.epoch, self.batch) == (epoch, first):  # unless set_position was called meanwhile
             self.epoch, self.batch = epoch + 1, 0
 

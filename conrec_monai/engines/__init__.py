@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from .evaluator import ConRecEvaluator
+from .prepare_batch import PrepareUnitBatch
 from .trainer import ConRecTrainer, bfloat16_is_fast
 
-__all__ = ["ConRecTrainer", "bfloat16_is_fast"]
+__all__ = ["ConRecEvaluator", "ConRecTrainer", "PrepareUnitBatch", "bfloat16_is_fast"]

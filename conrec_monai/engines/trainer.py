@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,6 +40,10 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return (
         device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class ConRecTrainer(Trainer):
@@ -66,10 +71,14 @@ class ConRecTrainer(Trainer):
         views: makes inputs and targets; its ``R`` drives all randomness of an iteration, dropout included.
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         train_handlers: Ignite handlers with an ``attach`` method.
+        inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+
+    In several processes ``network`` is a DistributedDataParallel, whose module is in channels-last format already, each
+    process loads its part of the batch (``EpochBatchSampler(..., rank, num_replicas)``) and seeds ``views`` by its
+    rank. The metrics of a completed epoch are the means over all processes.
 
     Raises:
-        ValueError: in several processes (``world_size`` above 1): their negatives are not gathered yet. At the first
-            iteration, for floating point images that have values outside [0, 1].
+        ValueError: at the first iteration, for floating point images that have values outside [0, 1].
     """
 
     def __init__(
@@ -83,9 +92,8 @@ class ConRecTrainer(Trainer):
         views: TwoViews,
         amp: bool | None = None,
         train_handlers: Sequence | None = None,
+        inferer: Inferer | None = None,
     ) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError("ConRecTrainer runs in one process: the negatives of several are not gathered yet.")
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -98,11 +106,14 @@ class ConRecTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.views = views
+        self.inferer = SimpleInferer() if inferer is None else inferer
         # Not Trainer.amp: that one scales float16 gradients on CUDA, which bfloat16 does not need.
         self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
         self._totals = torch.zeros(len(PARTS), device=self.device)
         self._counted = 0
         self._checked = False
+        # What handlers remember from epoch to epoch, by name: objects with state_dict() and load_state_dict().
+        self.stateful: dict[str, Any] = {}
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
@@ -124,7 +135,7 @@ class ConRecTrainer(Trainer):
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            prediction = self.network(inputs.contiguous(memory_format=torch.channels_last))
+            prediction = self.inferer(inputs.contiguous(memory_format=torch.channels_last), self.network)
         reconstruction = prediction.reconstruction
         output = {
             Keys.IMAGE: inputs,
@@ -162,37 +173,60 @@ class ConRecTrainer(Trainer):
         self._counted += 1
 
     def running_metrics(self) -> dict[str, float]:
-        """Means of the loss parts over the iterations of this epoch so far; waits for the device."""
+        """Means of the loss parts over this process's iterations of the epoch so far; waits for the device."""
         return dict(zip(PARTS, (self._totals / max(self._counted, 1)).tolist(), strict=True))
 
     def _finish_epoch(self, engine: Engine) -> None:
-        self.state.metrics.update(self.running_metrics())
+        means = self._totals / max(self._counted, 1)
+        if _world_size() > 1:
+            dist.all_reduce(means)
+            means /= _world_size()
+        self.state.metrics.update(zip(PARTS, means.tolist(), strict=True))
 
     def training_state(self) -> dict[str, Any]:
-        """All that the run's future depends on besides network, data and settings: tensors and plain values."""
+        """All that the run's future depends on besides network, data and settings: tensors and plain values.
+
+        In several processes all of them call it: it holds the random state of each.
+        """
         name, keys, position, has_gauss, cached = self.views.R.get_state(legacy=True)
+        views = [{"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, cached]}]
+        if _world_size() > 1:
+            everyone: list[Any] = [None] * _world_size()
+            dist.all_gather_object(everyone, views[0])
+            views = everyone
         return {
             "iteration": self.state.iteration,
             "epoch_length": self.state.epoch_length,
             "optimizer": self.optimizer.state_dict(),
-            "views": {"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, cached]},
+            "views": views,
             "totals": self._totals.clone(),
             "counted": self._counted,
+            "stateful": {name: value.state_dict() for name, value in self.stateful.items()},
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Goes on where :meth:`training_state` was taken; the network's weights are loaded apart.
 
         Raises:
-            ValueError: when the epochs have another number of iterations: the data or the batch size changed.
+            ValueError: when the epochs have another number of iterations (the data or the batch size changed), or the
+                number of processes is another.
         """
         if state["epoch_length"] != self.state.epoch_length:
             raise ValueError(
                 f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}"
                 ": the number of images or the batch size changed."
             )
+        if len(state["views"]) != _world_size():
+            raise ValueError(
+                f"the checkpoint is one of {len(state['views'])} processes, this run has {_world_size()}: it goes on in"
+                " as many only."
+            )
         self.optimizer.load_state_dict(state["optimizer"])
-        self.views.R.set_state(("MT19937", state["views"]["keys"].numpy().astype(np.uint32), *state["views"]["rest"]))
+        views = state["views"][dist.get_rank() if _world_size() > 1 else 0]
+        self.views.R.set_state(("MT19937", views["keys"].numpy().astype(np.uint32), *views["rest"]))
+        for name, value in state["stateful"].items():
+            if name in self.stateful:
+                self.stateful[name].load_state_dict(value)
         self._totals.copy_(state["totals"])
         self._counted = state["counted"]
         self.state.iteration = state["iteration"]

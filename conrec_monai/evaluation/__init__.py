@@ -14,6 +14,7 @@ from __future__ import annotations
 from .embedding import central_part, embed
 from .evaluate import evaluate, format_table, untrained_encoders
 from .folds import complete_groups, make_folds, official_folds
+from .knn import knn_evaluation
 from .linear import cumulative_labels, grades_from_probabilities, linear_evaluation
 from .shortcut import shortcut_features
 
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "format_table",
     "grades_from_probabilities",
+    "knn_evaluation",
     "linear_evaluation",
     "make_folds",
     "official_folds",

@@ -9,20 +9,31 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+
 from __future__ import annotations
 
+from .attention_maps import AttentionMapHandler
 from .checkpoint import RunCheckpoint, check_resume
+from .embeddings import EmbeddingWriter
+from .health import HealthMonitor
 from .metrics_writer import MetricsWriter
-from .pictures import TripletHandler, picture_grid
-from .probe import LinearProbe
+from .pictures import TripletHandler, attention_overlay, picture_grid
+from .probe import OnlineProbe
 from .progress import ProgressHandler
+from .validation import EarlyStop, ValidationHandler
 
 __all__ = [
-    "LinearProbe",
+    "AttentionMapHandler",
+    "EarlyStop",
+    "EmbeddingWriter",
+    "HealthMonitor",
     "MetricsWriter",
+    "OnlineProbe",
     "ProgressHandler",
     "RunCheckpoint",
     "TripletHandler",
+    "ValidationHandler",
+    "attention_overlay",
     "check_resume",
     "picture_grid",
 ]

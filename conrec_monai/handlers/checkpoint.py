@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -32,7 +33,20 @@ __all__ = ["CHECKPOINT", "ENCODER", "RunCheckpoint", "check_resume", "data_finge
 CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder.pt"
 # Settings that may change when a run goes on: the numbers it computes do not depend on them.
-FREE_SETTINGS = {"dataset_dir", "output_dir", "num_workers", "probe_every", "pictures_every", "resume"}
+FREE_SETTINGS = {
+    "dataset_dir",
+    "output_dir",
+    "num_workers",
+    "probe_dir",
+    "probe_every",
+    "pictures_every",
+    "health_every",
+    "checkpoint_every",
+    "validate_every",
+    "early_stop_patience",
+    "on_error",
+    "resume",
+}
 
 
 def data_fingerprint(data: Sequence[Mapping[str, Any]]) -> str:
@@ -68,6 +82,14 @@ def check_resume(
     return content
 
 
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _is_first() -> bool:
+    return not _several_processes() or dist.get_rank() == 0
+
+
 class RunCheckpoint:
     """Keeps the run: saves after each epoch and when it is interrupted, goes on from there, writes the encoder.
 
@@ -83,6 +105,10 @@ class RunCheckpoint:
         lr_scheduler: whose state is kept too; None without one.
         resume: go on from ``checkpoint.pt`` in ``output_dir`` where there is one.
         data: items of the run; a run goes on with the same ones only. None to leave that out.
+        every: epochs between checkpoints that are kept beside it, as ``checkpoint_epoch_0100.pt``; 0 for none.
+
+    In several processes (attach it in each) the first one writes; an interruption is left to the launcher, and the run
+    goes on from the last completed epoch.
     """
 
     def __init__(
@@ -94,7 +120,11 @@ class RunCheckpoint:
         lr_scheduler: LRScheduler | None = None,
         resume: bool = False,
         data: Sequence[Mapping[str, Any]] | None = None,
+        every: int = 0,
     ) -> None:
+        if every < 0:
+            raise ValueError(f"every must not be negative, got {every}.")
+        self.every = every
         self.output_dir = Path(output_dir)
         self.network, self.preprocessing, self.settings = network, dict(preprocessing), dict(settings)
         self.data = data
@@ -121,7 +151,7 @@ class RunCheckpoint:
                 self.logger.info(f"the run is complete after epoch {engine.state.epoch}; a larger max_epochs goes on")
             else:
                 self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not _several_processes():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):  # now: behind those of all other handlers
@@ -143,7 +173,8 @@ class RunCheckpoint:
     def save(self, engine: Engine) -> None:
         """Writes ``checkpoint.pt``; ends the run when it was interrupted, or when its loss is no longer finite."""
         path = self.output_dir / CHECKPOINT
-        loss = engine.running_metrics()["loss"]
+        within = engine.state.iteration % engine.state.epoch_length  # else the mean over all processes is known
+        loss = {**engine.running_metrics(), **({} if within else engine.state.metrics)}["loss"]
         if not math.isfinite(loss):
             self._restore_signals()
             kept = f"{path} is still that of an earlier epoch" if path.is_file() else "nothing was saved"
@@ -157,7 +188,12 @@ class RunCheckpoint:
             "data": None if self.data is None else data_fingerprint(self.data),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
+        if not _is_first():
+            return
         save_checkpoint(path, self.network, self.preprocessing, training=training)
+        if self.every and not within and engine.state.epoch % self.every == 0:
+            kept = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
+            save_checkpoint(kept, self.network, self.preprocessing, training=training)
         done, length = engine.state.iteration, engine.state.epoch_length
         if self._signal is not None and done < length * engine.state.max_epochs:
             self._restore_signals()
@@ -168,6 +204,8 @@ class RunCheckpoint:
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signals()
+        if not _is_first():
+            return
         path = self.output_dir / ENCODER
         save_checkpoint(path, self.network.encoder, self.preprocessing)
         self.logger.info(f"encoder written to {path}")

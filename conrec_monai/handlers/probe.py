@@ -9,101 +9,127 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+
 from __future__ import annotations
 
 import logging
 
 import torch
 from ignite.engine import Engine, Events
+from torch import Tensor, nn
 
 from conrec_monai.data import CachedImages
-from conrec_monai.evaluation import complete_groups, embed, linear_evaluation, make_folds
-from conrec_monai.networks.nets import ConRecEncoder
+from conrec_monai.evaluation import complete_groups, embed, knn_evaluation, linear_evaluation, make_folds
+from conrec_monai.evaluation.linear import Protocol
 
-__all__ = ["LinearProbe"]
+__all__ = ["OnlineProbe", "check_channels", "images_of_size"]
+
+METRICS = ("probe_qwk", "probe_accuracy", "probe_knn_qwk", "probe_knn_accuracy")
 
 
-class LinearProbe:
-    """Scores the frozen representation during the pretraining: linear evaluation by cross-validation.
+def check_channels(network: nn.Module, dataset: CachedImages, name: str) -> None:
+    """Raises a ValueError where the ``config`` of the network, or of its encoder, has other ``in_channels``."""
+    config = getattr(getattr(network, "encoder", network), "config", None) or {}
+    expected = config.get("in_channels", dataset.channels)
+    if expected != dataset.channels:
+        raise ValueError(
+            f"{name}: the network takes {expected} channels, the images of dataset have {dataset.channels}."
+        )
 
-    Every ``every`` epochs, on the labeled images among the pretraining's own (their labels train the probe alone), the
-    standardized column of :func:`conrec_monai.evaluation.linear_evaluation` on stratified folds; its mean goes to
-    ``engine.state.metrics`` as ``probe_qwk`` and ``probe_accuracy``. A number to watch, not to choose a checkpoint by:
-    that would be selection on test labels. Source: arXiv 2104.04323 (every 20 epochs).
+
+def images_of_size(images: Tensor, size: int) -> Tensor:
+    """Square uint8 images NCHW brought to ``size`` pixels a side, bicubic with antialiasing."""
+    if images.shape[-1] == size:
+        return images
+    return nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+class OnlineProbe:
+    """Scores the frozen representation during the pretraining, on labeled images, by cross-validation.
+
+    Every ``every`` epochs, on stratified folds that keep groups together, each image scored by a probe that has not
+    seen it: linear (the standardized column of :func:`conrec_monai.evaluation.linear_evaluation`) as ``probe_qwk`` and
+    ``probe_accuracy``, and nearest neighbors (:func:`conrec_monai.evaluation.knn_evaluation`) as ``probe_knn_qwk`` and
+    ``probe_knn_accuracy`` in ``engine.state.metrics``; the kappas for grades only. No label reaches the pretraining. An
+    official split into train and test is not used: the folds lie within the given images, so the numbers are not those
+    of an evaluation on that split. Numbers to watch, not to choose a checkpoint by: that would be selection on test
+    labels. Source: arXiv 2104.04323 (every 20 epochs).
 
     Args:
         encoder: that is trained.
-        dataset: images and labels.
+        dataset: images and labels, those of the training or others; decoded when the probe is attached.
         image_size: side to which the images are brought.
         ordinal: whether the labels are grades.
         every: epochs between evaluations; 0 for none.
         n_folds: of the cross-validation.
+        k: nearest neighbors that vote, or all of the training part where it has fewer.
         seed: of the folds.
         batch_size: images per forward pass.
         device: of the encoder.
+
+    Raises:
+        ValueError: for a negative ``every``, ``k`` below 1, or images of other channels than the encoder's.
     """
 
     def __init__(
         self,
-        encoder: ConRecEncoder,
+        encoder: nn.Module,
         dataset: CachedImages,
         image_size: int,
         ordinal: bool,
         every: int = 20,
         n_folds: int = 3,
+        k: int = 20,
         seed: int = 0,
         batch_size: int = 64,
         device: torch.device | str = "cpu",
     ) -> None:
-        if every < 0:
-            raise ValueError(f"every must not be negative, got {every}.")
+        if every < 0 or k < 1:
+            raise ValueError(f"every must not be negative and k positive, got {every} and {k}.")
+        check_channels(encoder, dataset, "OnlineProbe")
         self.encoder, self.dataset, self.image_size, self.ordinal = encoder, dataset, image_size, ordinal
-        self.every, self.n_folds, self.seed = every, n_folds, seed
+        self.every, self.n_folds, self.k, self.seed = every, n_folds, k, seed
         self.batch_size, self.device = batch_size, device
         self.logger = logging.getLogger("conrec_monai")
 
     def attach(self, engine: Engine) -> None:
-        counts = torch.bincount(self.dataset.labels[self.dataset.labels >= 0])
         if not self.every:
             return
+        if (self.dataset.labels >= 0).any():
+            self.dataset.load()  # now, ahead of the training; images that cannot be read may be left out
+        counts = torch.bincount(self.dataset.labels[self.dataset.labels >= 0])
         if (counts > 0).sum() < 2 or counts[counts > 0].min() < self.n_folds:
-            self.logger.info("no linear probe: it needs at least two labeled classes of %d images", self.n_folds)
+            self.logger.info("no online probe: it needs at least two labeled classes of %d images", self.n_folds)
             return
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._probe)
 
     def _probe(self, engine: Engine) -> None:
-        for name in ("probe_qwk", "probe_accuracy"):
-            engine.state.metrics.pop(name, None)
+        metrics = engine.state.metrics
+        for name in METRICS:
+            metrics.pop(name, None)
         if engine.state.epoch % self.every:
             return
         chosen = self.dataset.labels >= 0
-        images, labels = self.dataset.images[chosen], self.dataset.labels[chosen].numpy()
-        if images.shape[-1] != self.image_size:
-            images = torch.nn.functional.interpolate(
-                images, (self.image_size, self.image_size), mode="bicubic", antialias=True, align_corners=False
-            )
-        groups = [g for g, c in zip(self.dataset.groups, chosen.tolist(), strict=True) if c]
-        known = complete_groups(groups)
+        images = images_of_size(self.dataset.images[chosen], self.image_size)
+        labels = self.dataset.labels[chosen].numpy()
+        groups = complete_groups([g for g, c in zip(self.dataset.groups, chosen.tolist(), strict=True) if c])
+        protocol: Protocol = "diabetic" if self.ordinal else "categorical"
+        num_classes = int(labels.max()) + 1
         try:
-            folds = make_folds(labels, known, self.n_folds, 1, self.seed)
+            folds = make_folds(labels, groups, self.n_folds, 1, self.seed)
             features = embed(self.encoder, images, self.batch_size, self.device)
-            result = linear_evaluation(
-                features,
-                labels,
-                folds,
-                "diabetic" if self.ordinal else "categorical",
-                True,
-                int(labels.max()) + 1,
-                known,
-            )
+            linear = linear_evaluation(features, labels, folds, protocol, True, num_classes, groups)
+            nearest = knn_evaluation(features, labels, folds, protocol, num_classes, self.k)
         except ValueError as error:  # such as too few groups: a number to watch does not end the training
-            self.logger.warning("no linear probe: %s", error)
+            self.logger.warning("no online probe: %s", error)
             return
-        for metric in ("qwk", "accuracy", "top1"):
-            if metric in result:
-                engine.state.metrics[f"probe_{metric.replace('top1', 'accuracy')}"] = result[metric]["mean"]
+        texts = []
+        for prefix, result in (("probe", linear), ("probe_knn", nearest)):
+            names = {"qwk": "qwk", "accuracy": "accuracy", "top1": "accuracy"}
+            found = {name: result[metric]["mean"] for metric, name in names.items() if metric in result}
+            metrics.update({f"{prefix}_{metric}": value for metric, value in found.items()})
+            texts.append(", ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
         self.logger.info(
-            "linear probe (standardized, %d folds): %s",
-            self.n_folds,
-            ", ".join(f"{k[6:]} {v:.3f}" for k, v in engine.state.metrics.items() if k.startswith("probe_")),
+            "online probe (%d images, %d folds): linear %s; %d nearest neighbors %s",
+            *(len(labels), self.n_folds, texts[0], max(nearest["k"]), texts[1]),
         )

@@ -45,6 +45,7 @@ class ConRecLoss(_Loss):
         contrastive_weight: weight of the mean NT-Xent loss.
         temperature: of the NT-Xent loss.
         reconstruction: "mse", "ssim" (1 - SSIM, :class:`monai.losses.SSIMLoss`) or "huber".
+        gather: see :class:`NTXentLoss`.
 
     Raises:
         ValueError: when a weight is negative or ``reconstruction`` is unknown.
@@ -56,6 +57,7 @@ class ConRecLoss(_Loss):
         contrastive_weight: float = 2.0,
         temperature: float = 0.5,
         reconstruction: str = "mse",
+        gather: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("alpha", alpha), ("contrastive_weight", contrastive_weight)):
@@ -65,7 +67,7 @@ class ConRecLoss(_Loss):
             raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}.")
         self.alpha = float(alpha)
         self.contrastive_weight = float(contrastive_weight)
-        self.contrastive_loss = NTXentLoss(temperature)
+        self.contrastive_loss = NTXentLoss(temperature, gather)
         self.reconstruction_loss: nn.Module
         if reconstruction == "mse":
             self.reconstruction_loss = nn.MSELoss()

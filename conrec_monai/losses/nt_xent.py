@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
@@ -19,13 +22,35 @@ from torch.nn.modules.loss import _Loss
 __all__ = ["NTXentLoss", "nt_xent_logits"]
 
 
-def nt_xent_logits(input: Tensor, target: Tensor, temperature: float) -> Tensor:
+class _Gather(torch.autograd.Function):
+    """The tensors of all processes, concatenated in the order of their ranks, with gradient to every one of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def nt_xent_logits(input: Tensor, target: Tensor, temperature: float, gather: bool = False) -> Tensor:
     """Cosine similarities over temperature between all 2B embeddings, in float32; a row's similarity to itself is -inf.
 
     Args:
         input: embeddings of the first view, shape B[F].
         target: embeddings of the second view, shape B[F].
         temperature: divisor of the similarities.
+        gather: let the columns be the embeddings of all processes of the default process group, each of which has
+            as many; rank r's begin at column 2Br.
 
     Returns:
         Logits of shape 2B[2B]; row i < B has its positive in column B + i, row B + i in column i.
@@ -39,8 +64,10 @@ def nt_xent_logits(input: Tensor, target: Tensor, temperature: float) -> Tensor:
         )
     with torch.autocast(input.device.type, enabled=False):
         embeddings = F.normalize(torch.cat([input, target]).float(), dim=1)
-        logits = embeddings @ embeddings.T / temperature
-    return logits.fill_diagonal_(float("-inf"))
+        gather = gather and _distributed()
+        logits = embeddings @ (_Gather.apply(embeddings) if gather else embeddings).T / temperature
+        logits.diagonal(len(embeddings) * dist.get_rank() if gather else 0).fill_(float("-inf"))
+    return logits
 
 
 class NTXentLoss(_Loss):
@@ -51,21 +78,28 @@ class NTXentLoss(_Loss):
     negatives. Computed as log-sum-exp in float32 whatever the autocast dtype, so that small temperatures are safe
     (:class:`monai.losses.ContrastiveLoss` gives NaN at 0.01), with memory of order (2B)^2.
 
+    Under `torch.distributed` the negatives are the views of all processes, gathered with gradient: the mean of the
+    processes' losses, and what DistributedDataParallel makes of their gradients, are those of one process with the
+    whole batch. Every process must have the same B.
+
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709,
     Eq. 1. The ConRec publication (arXiv 2104.04323) sums the two directions, which is twice this mean.
 
     Args:
         temperature: T, positive. Defaults to 0.5.
+        gather: whether the negatives come from all processes, where there are several; False where each process sees
+            the same images, or one process is alone in computing the loss.
 
     Raises:
         ValueError: when ``temperature`` is not positive.
     """
 
-    def __init__(self, temperature: float = 0.5) -> None:
+    def __init__(self, temperature: float = 0.5, gather: bool = True) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
         self.temperature = float(temperature)
+        self.gather = gather
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """
@@ -79,9 +113,11 @@ class NTXentLoss(_Loss):
         Raises:
             ValueError: when the shapes differ, are not B[F], or B is less than 2 (no negatives).
         """
-        logits = nt_xent_logits(input, target, self.temperature)
+        logits = nt_xent_logits(input, target, self.temperature, self.gather)
         batch = len(input)
         if batch < 2:
             raise ValueError(f"the loss needs at least 2 images in a batch (negatives), got {batch}.")
         positives = torch.arange(2 * batch, device=logits.device).roll(batch)
+        if self.gather and _distributed():
+            positives += 2 * batch * dist.get_rank()
         return F.cross_entropy(logits, positives)

@@ -9,8 +9,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+
 from __future__ import annotations
 
 from .contrastive import contrastive_accuracy_entropy
+from .representation import attention_entropy, effective_rank, embedding_std
 
-__all__ = ["contrastive_accuracy_entropy"]
+__all__ = ["attention_entropy", "contrastive_accuracy_entropy", "effective_rank", "embedding_std"]

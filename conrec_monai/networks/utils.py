@@ -21,27 +21,84 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet
+from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, DenseNetEncoder, EncoderClassifier, SimCLRNet
 
 __all__ = [
     "FORMAT",
     "VERSION",
+    "build_network",
     "check_weights",
     "load_encoder",
     "load_model",
     "load_weights",
     "read_checkpoint",
     "save_checkpoint",
+    "untrained_like",
 ]
 
 FORMAT = "conrec_monai"
 VERSION = 1
-_KINDS: dict[str, type[ConRecUNet] | type[ConRecEncoder]] = {"ConRecUNet": ConRecUNet, "ConRecEncoder": ConRecEncoder}
-_ENCODER = "encoder."
+Encoder = ConRecEncoder | DenseNetEncoder
+Model = ConRecUNet | SimCLRNet | EncoderClassifier
+_ENCODERS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (ConRecEncoder, DenseNetEncoder)}
+# the models whose config holds the kind and the config of their encoder
+_WITH_ANY_ENCODER: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (EncoderClassifier, SimCLRNet)}
+_MODELS: dict[str, type[nn.Module]] = {"ConRecUNet": ConRecUNet, **_WITH_ANY_ENCODER}
+_KINDS = {**_ENCODERS, **_MODELS}
+_PREFIX = "encoder."
+
+
+def build_network(kind: str, config: Mapping[str, Any]) -> nn.Module:
+    """A network of this project with random weights.
+
+    Args:
+        kind: name of its class: ConRecUNet, ConRecEncoder, DenseNetEncoder, SimCLRNet or EncoderClassifier.
+        config: the network's ``config``: its arguments as plain values, an encoder as ``{"kind", "config"}``.
+
+    Raises:
+        ValueError: for another kind, or arguments that it does not take.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"a network must be one of {sorted(_KINDS)}, got {kind!r}.")
+    arguments = dict(config)
+    try:
+        if kind in _WITH_ANY_ENCODER:
+            encoder = arguments.pop("encoder", None)
+            if not isinstance(encoder, Mapping) or encoder.keys() != {"kind", "config"}:
+                raise ValueError(f"encoder must be a dictionary of kind and config, got {encoder!r}.")
+            if encoder["kind"] not in _ENCODERS or not isinstance(encoder["config"], Mapping):
+                raise ValueError(f"encoder must be one of {sorted(_ENCODERS)} with its config, got {encoder!r}.")
+            return _KINDS[kind](build_network(encoder["kind"], encoder["config"]), **arguments)
+        if "weights" in arguments:  # no other file, no download
+            raise ValueError("unexpected keyword argument 'weights'.")
+        return _KINDS[kind](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"no valid {kind} configuration: {error}") from None
+
+
+def untrained_like(network: nn.Module) -> nn.Module:
+    """A network of the same architecture with random weights, in training mode on the CPU; see :func:`build_network`.
+
+    Raises:
+        ValueError: when the network, or the encoder in it, is none of this project.
+    """
+    kind, config = _architecture(network)
+    return build_network(kind, config)
+
+
+def _architecture(network: nn.Module) -> tuple[str, dict[str, Any]]:
+    for part in (network, network.encoder) if isinstance(network, SimCLRNet | EncoderClassifier) else (network,):
+        if type(part) is not _KINDS.get(type(part).__name__):
+            raise ValueError(
+                f"a {type(part).__name__} cannot be rebuilt from a checkpoint; expected one of {sorted(_KINDS)}"
+                f"{'' if part is network else ' as encoder'}."
+            )
+    config: Any = network.config
+    return type(network).__name__, config
 
 
 def save_checkpoint(
-    path: str | os.PathLike, network: ConRecUNet | ConRecEncoder, preprocessing: Mapping[str, Any], **extra: Any
+    path: str | os.PathLike, network: nn.Module, preprocessing: Mapping[str, Any], **extra: Any
 ) -> None:
     """Writes a checkpoint in one step: an interruption leaves the old file, never half a new one.
 
@@ -50,16 +107,21 @@ def save_checkpoint(
 
     Args:
         path: of the file; its folder exists.
-        network: its class name becomes ``kind``, its arguments ``config``, its weights ``state_dict``.
+        network: see :func:`build_network`; its class name becomes ``kind``, its arguments ``config``, its weights
+            ``state_dict``.
         preprocessing: how images become the network's input: ``image_size`` (pixels), ``resize`` ("squash", "pad" or
             "crop"); values are in [0, 1].
         **extra: further entries, such as the state of the training.
+
+    Raises:
+        ValueError: when the network, or the encoder in it, is none of this project.
     """
+    kind, config = _architecture(network)
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "kind": type(network).__name__,
-        "config": network.config,
+        "kind": kind,
+        "config": config,
         "preprocessing": dict(preprocessing),
         # contiguous: the memory format of the training is no part of the weights
         "state_dict": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
@@ -162,11 +224,13 @@ def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor], source: s
     network.load_state_dict(state_dict)
 
 
-def _build(kind: str, config: Mapping[str, Any], source: str | os.PathLike) -> Any:
+def _build(kind: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], source: str | os.PathLike) -> Any:
     try:
-        return _KINDS[kind](**config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} holds no valid {kind} configuration: {error}") from None
+        network = build_network(kind, config)
+    except ValueError as error:
+        raise ValueError(f"{source} holds {error}") from None
+    load_weights(network, state_dict, str(source))
+    return network.eval()
 
 
 def _checked(path: str | os.PathLike) -> dict[str, Any]:
@@ -176,7 +240,7 @@ def _checked(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def load_model(path: str | os.PathLike) -> ConRecUNet:
+def load_model(path: str | os.PathLike) -> Model:
     """The whole network of a checkpoint (``checkpoint.pt``), in evaluation mode.
 
     Raises:
@@ -184,26 +248,32 @@ def load_model(path: str | os.PathLike) -> ConRecUNet:
             (``encoder.pt``), or its weights do not fit its configuration.
     """
     content = _checked(path)
-    if content["kind"] != "ConRecUNet":
+    if content["kind"] in _ENCODERS:
         raise ValueError(
             f"{path} holds an encoder alone, no projection and decoder: use load_encoder, or the run's checkpoint.pt."
         )
-    network: ConRecUNet = _build("ConRecUNet", content["config"], path)
-    load_weights(network, content["state_dict"], str(path))
-    return network.eval()
+    model: Model = _build(content["kind"], content["config"], content["state_dict"], path)
+    return model
 
 
-def load_encoder(path: str | os.PathLike) -> ConRecEncoder:
+def load_encoder(path: str | os.PathLike) -> Encoder:
     """The encoder of any checkpoint of this project (``checkpoint.pt`` or ``encoder.pt``), in evaluation mode.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_checkpoint`; and when its weights do not fit its configuration.
     """
     content = _checked(path)
-    config, state_dict = content["config"], content["state_dict"]
-    if content["kind"] == "ConRecUNet":
-        config = {k: v for k, v in config.items() if k in ("in_channels", "features", "pooling", "image_size")}
-        state_dict = {k.removeprefix(_ENCODER): v for k, v in state_dict.items() if k.startswith(_ENCODER)}
-    encoder: ConRecEncoder = _build("ConRecEncoder", config, path)
-    load_weights(encoder, state_dict, str(path))
-    return encoder.eval()
+    kind, config, state_dict = content["kind"], content["config"], content["state_dict"]
+    if kind in _MODELS:
+        if kind == "ConRecUNet":
+            kind = "ConRecEncoder"
+            config = {k: v for k, v in config.items() if k in ("in_channels", "features", "pooling", "image_size")}
+        else:
+            entry = config.get("encoder")
+            entry = entry if isinstance(entry, dict) else {}
+            kind, config = entry.get("kind"), entry.get("config")
+            if not isinstance(kind, str) or kind not in _ENCODERS or not isinstance(config, dict):
+                raise ValueError(f"{path} holds no valid encoder: expected one of {sorted(_ENCODERS)}, found {kind!r}.")
+        state_dict = {k.removeprefix(_PREFIX): v for k, v in state_dict.items() if k.startswith(_PREFIX)}
+    encoder: Encoder = _build(kind, config, state_dict, path)
+    return encoder

@@ -11,15 +11,27 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from PIL import Image
+from skimage.color import rgb2lab
+from torch.utils.data import DataLoader
 
-from conrec_monai.handlers import TripletHandler, picture_grid
+from conrec_monai.data import CachedImages, EpochBatchSampler, batched, load_datalist
+from conrec_monai.engines import ConRecTrainer
+from conrec_monai.handlers import TripletHandler, attention_overlay, picture_grid
+from conrec_monai.handlers.pictures import heat_colors
+from conrec_monai.losses import ConRecLoss
+from conrec_monai.networks.nets import ConRecUNet
+from conrec_monai.optimizers import build_optimizer
+from conrec_monai.transforms import TwoViews
 
 HEAD, FRAME = 20, 2
 
@@ -81,6 +93,138 @@ def test_grid_of_large_and_out_of_range_images() -> None:
     images = torch.full((1, 3, 200, 200), -0.5, dtype=torch.bfloat16, requires_grad=True)
     picture = np.asarray(picture_grid({"a": images, "b": torch.full((1, 3, 200, 200), 1.5)}))
     assert (cell(picture, 0, 0, 200) == 0).all() and (cell(picture, 0, 1, 200) == 255).all()
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def test_heat_grows_lighter_evenly() -> None:
+    colors = heat_colors(torch.linspace(0, 1, 256).reshape(1, 1, 1, 256))
+    assert colors.shape == (1, 3, 1, 256) and colors.min() >= 0 and colors.max() <= 1
+    lightness = rgb2lab(colors[0].permute(1, 2, 0).double().numpy())[0, :, 0]
+    np.testing.assert_allclose(lightness, np.linspace(10, 90, 256), atol=0.1)
+    outside = heat_colors(torch.tensor([[[[-1.0, 2.0]]]]))
+    assert torch.equal(outside, colors[..., [0, 255]])
+
+
+def test_overlay_by_hand() -> None:
+    images = torch.tensor([[[[1.0, 0.5]], [[0.0, 0.5]], [[0.0, 0.5]]], [[[0.0, 0.0]]] * 3])  # 2 x 3 x 1 x 2
+    maps = torch.tensor([[[[0.2, 0.05]]], [[[0.01, 0.04]]]])
+    heat = heat_colors(torch.tensor([[[[1.0, 0.25]]], [[[0.25, 1.0]]]]))  # of its own maximum
+    gray = torch.tensor([[[[0.299, 0.5]]], [[[0.0, 0.0]]]])
+    torch.testing.assert_close(attention_overlay(images, maps, 0.25), 0.75 * gray + 0.25 * heat)
+    torch.testing.assert_close(attention_overlay(images[:, :1], maps, 1.0), heat)
+    torch.testing.assert_close(attention_overlay(images[:1, :1], maps[:1], 0.0), images[:1, :1].expand(1, 3, 1, 2))
+
+
+def test_overlay_enlarges_the_map_smoothly() -> None:
+    maps = torch.tensor([[[[0.0, 1.0]]]])
+    overlay = attention_overlay(torch.zeros(1, 1, 4, 8), maps, 1.0)
+    expected = torch.tensor([0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1])  # bilinear between the centers
+    torch.testing.assert_close(overlay, heat_colors(expected.expand(1, 1, 4, 8)))
+    assert torch.isfinite(attention_overlay(torch.zeros(1, 1, 4, 8), 0 * maps)).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "maps"),
+    [
+        ((3, 8, 8), (3, 1, 2, 2)),
+        ((2, 4, 8, 8), (2, 1, 2, 2)),
+        ((2, 3, 8, 8), (2, 3, 2, 2)),
+        ((2, 3, 8, 8), (1, 1, 2, 2)),
+    ],
+)
+def test_overlay_of_other_shapes(images: tuple, maps: tuple) -> None:
+    with pytest.raises(ValueError, match="expected images BCHW of 1 or 3 channels and maps B1hw"):
+        attention_overlay(torch.zeros(images), torch.zeros(maps))
+
+
+def trained(tmp_path: Path, pooling: str, **more: Any) -> ConRecTrainer:
+    images = CachedImages(load_datalist("phantom:n=32,size=32"), 32, progress=False)
+    torch.manual_seed(0)
+    network = ConRecUNet(features=(4, 8), pooling=pooling)
+    network.encoder.levels[0].eval()
+    handler = TripletHandler(tmp_path, 1, count=2, encoder=network.encoder, **more)
+    trainer = ConRecTrainer(
+        "cpu",
+        2,
+        DataLoader(images, batch_sampler=EpochBatchSampler(32, 16, 0), collate_fn=batched),
+        network,
+        build_optimizer("lars", network, 0.3),
+        ConRecLoss(),
+        TwoViews(32).set_random_state(0),
+        False,
+        train_handlers=[handler],
+    )
+    trainer.run()
+    return trainer
+
+
+def test_attention_column_of_a_training(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, "attention")
+    assert trainer.network.training and trainer.network.encoder.pool.training
+    picture = np.asarray(Image.open(tmp_path / "epoch_0002.png"))
+    assert picture.shape == (HEAD + 2 * 132, 4 * 132, 3)
+    output = trainer.state.output
+    with torch.no_grad():
+        maps = trainer.network.encoder.eval().attention_map(output["image"][:2])
+    columns = [output["image"], attention_overlay(output["image"][:2], maps), output["pred"], output["label"]]
+    for column, x in enumerate(columns):
+        for row in range(2):
+            expected = (x[row].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy().repeat(4, 0).repeat(4, 1)
+            found = cell(picture, row, column, 128).astype(int)
+            assert np.abs(found - expected).max() <= 1, (row, column)
+
+
+def test_no_attention_column_for_another_pooling(tmp_path: Path) -> None:
+    trained(tmp_path, "average")
+    assert np.asarray(Image.open(tmp_path / "epoch_0001.png")).shape == (HEAD + 2 * 132, 3 * 132, 3)
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def logged(folder: Path) -> dict[int, np.ndarray]:
+    """The pictures of a TensorBoard folder by their step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["pictures"]
+    return {
+        event.step: np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+        for event in events.Images("pictures")
+    }
+
+
+def test_same_pictures_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    handler = TripletHandler(tmp_path / "pictures", 2, count=2, log_dir=tmp_path / "tensorboard")
+    assert not (tmp_path / "tensorboard").exists()
+    run(handler, 5)
+    found = logged(tmp_path / "tensorboard")
+    assert list(found) == [1, 2, 4, 5]
+    for epoch, picture in found.items():
+        np.testing.assert_array_equal(picture, Image.open(tmp_path / "pictures" / f"epoch_{epoch:04d}.png"))
+
+
+def test_own_summary_writer_stays_open(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(str(tmp_path / "log")) as writer:
+        run(TripletHandler(tmp_path / "pictures", 1, summary_writer=writer), 1)
+        assert writer.file_writer is not None
+    assert list(logged(tmp_path / "log")) == [1]
+
+
+def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match=r'log_dir needs TensorBoard: pip install "conrec-monai\[tracking\]"'):
+        TripletHandler(tmp_path, log_dir=tmp_path)
+    TripletHandler(tmp_path)
+    with pytest.raises(ValueError, match="one of log_dir and summary_writer, got both"):
+        TripletHandler(tmp_path, log_dir=tmp_path, summary_writer=object())
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -12,5 +12,6 @@
 from __future__ import annotations
 
 from .attention_pool import AttentionPool
+from .projection_head import ProjectionHead
 
-__all__ = ["AttentionPool"]
+__all__ = ["AttentionPool", "ProjectionHead"]

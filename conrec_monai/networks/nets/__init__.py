@@ -12,5 +12,8 @@
 from __future__ import annotations
 
 from .conrec_unet import ConRecEncoder, ConRecOutput, ConRecUNet
+from .densenet import DenseNetEncoder
+from .encoder_classifier import EncoderClassifier
+from .simclr_net import SimCLRNet
 
-__all__ = ["ConRecEncoder", "ConRecOutput", "ConRecUNet"]
+__all__ = ["ConRecEncoder", "ConRecOutput", "ConRecUNet", "DenseNetEncoder", "EncoderClassifier", "SimCLRNet"]

@@ -10,7 +10,6 @@
 # limitations under the License.
 
 # No postponed annotations here: TorchScript reads the field types of the NamedTuple.
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, List, NamedTuple, Optional  # noqa: UP035
 
@@ -19,7 +18,7 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.basic_unet import TwoConv
 from torch import Tensor, nn
 
-from conrec_monai.networks.blocks import AttentionPool
+from conrec_monai.networks.blocks import AttentionPool, ProjectionHead
 
 __all__ = ["ConRecEncoder", "ConRecOutput", "ConRecUNet"]
 
@@ -57,13 +56,11 @@ def _two_conv(in_channels: int, out_channels: int) -> TwoConv:
 
 
 def _initialize(module: nn.Module) -> None:
-    """Glorot-uniform convolutions with zero bias, linear layers with standard deviation 0.01."""
+    """Glorot-uniform convolutions with zero bias."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
 
 
 class ConRecEncoder(nn.Module):
@@ -118,6 +115,7 @@ class ConRecEncoder(nn.Module):
             self.num_features *= (image_size // self.divisor) ** 2
             pool = _FlattenPool()
         self.config = config
+        self.pooling = pooling
         self.pool = pool
         self.levels = nn.ModuleList(_two_conv(i, o) for i, o in zip((in_channels, *features), features, strict=False))
         self.downsample = nn.MaxPool2d(2)
@@ -147,16 +145,17 @@ class ConRecEncoder(nn.Module):
         representation: Tensor = self.pool(self.features(x)[-1])
         return representation
 
-    @torch.jit.unused
+    @torch.jit.export
     def attention_map(self, x: Tensor) -> Tensor:
         """Where the representation looks: images BCHW -> B1hw, values in (0, 1), h = H / 2^(levels - 1).
 
         Raises:
             ValueError: when the encoder does not pool by attention.
         """
-        if not isinstance(self.pool, AttentionPool):
-            raise ValueError(f"an encoder with pooling {self.config['pooling']!r} has no attention map.")
-        return self.pool.attention_map(self.features(x)[-1])
+        if hasattr(self.pool, "attention_map"):  # the one test of a module's kind that TorchScript has
+            attention: Tensor = self.pool.attention_map(self.features(x)[-1])  # type: ignore[operator]
+            return attention
+        raise ValueError(f"an encoder with pooling '{self.pooling}' has no attention map.")
 
 
 class _Decoder(nn.Module):
@@ -253,10 +252,6 @@ class ConRecUNet(nn.Module):
             raise ValueError(f"skip_strength must be positive (skip_levels=0 removes the path), got {skip_strength}.")
         if upsample not in UPSAMPLINGS:
             raise ValueError(f"upsample must be one of {UPSAMPLINGS}, got {upsample!r}.")
-        if projection_dim < 1 or projection_layers < 1:
-            raise ValueError(
-                f"projection_dim and projection_layers must be positive, got {projection_dim} and {projection_layers}."
-            )
         self.config = {
             **self.encoder.config,
             "decoder": bool(decoder),
@@ -266,19 +261,7 @@ class ConRecUNet(nn.Module):
             "projection_dim": projection_dim,
             "projection_layers": projection_layers,
         }
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        width = self.encoder.num_features
-        for i in range(projection_layers - 1):
-            layers[f"linear_{i}"] = nn.Linear(width, widths[-1], bias=False)
-            layers[f"norm_{i}"] = nn.BatchNorm1d(widths[-1], eps=1e-5, momentum=0.1)
-            layers[f"act_{i}"] = nn.ReLU()
-            width = widths[-1]
-        layers[f"linear_{projection_layers - 1}"] = nn.Linear(width, projection_dim, bias=False)
-        last_norm = nn.BatchNorm1d(projection_dim, eps=1e-5, momentum=0.1)
-        last_norm.register_parameter("bias", None)  # batch norm without a shift
-        layers[f"norm_{projection_layers - 1}"] = last_norm
-        self.projection = nn.Sequential(layers)
-        self.projection.apply(_initialize)
+        self.projection = ProjectionHead(self.encoder.num_features, widths[-1], projection_dim, projection_layers)
         self.decoder = _Decoder(in_channels, widths, skip_levels, skip_strength, upsample) if decoder else None
         if self.decoder is not None:
             self.decoder.apply(_initialize)

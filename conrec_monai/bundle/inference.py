@@ -1,0 +1,105 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from conrec_monai.bundle.training import check_output_dir, checked_device
+from conrec_monai.networks.nets import ConRecEncoder
+from conrec_monai.networks.utils import FORMAT, load_encoder, load_weights, read_checkpoint
+
+__all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
+
+
+class InferenceEncoder(NamedTuple):
+    """An encoder in evaluation mode, and how images become its input: BCHW, values in [0, 1]."""
+
+    encoder: nn.Module
+    image_size: int
+    resize: str
+
+
+def load_for_inference(
+    checkpoint: str | os.PathLike, architecture: Mapping[str, Any], preprocessing: Mapping[str, Any]
+) -> InferenceEncoder:
+    """The encoder of a checkpoint, ready to be used.
+
+    Args:
+        checkpoint: ``encoder.pt`` or ``checkpoint.pt`` of a run, which bring their own architecture and preprocessing;
+            or a plain state dictionary, such as the ``models/model.pt`` of a MONAI bundle.
+        architecture: arguments of :class:`conrec_monai.networks.nets.ConRecEncoder` for a plain state dictionary.
+        preprocessing: ``image_size`` and ``resize`` for a plain state dictionary.
+
+    Raises:
+        FileNotFoundError, ValueError: when the file cannot be read or does not fit.
+    """
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
+    state_dict = _plain_state_dict(checkpoint)
+    if state_dict is None:
+        preprocessing = read_checkpoint(checkpoint)["preprocessing"]
+        return InferenceEncoder(load_encoder(checkpoint), preprocessing["image_size"], preprocessing["resize"])
+    encoder = ConRecEncoder(**architecture)
+    load_weights(encoder, state_dict, str(checkpoint))
+    return InferenceEncoder(encoder.eval(), preprocessing["image_size"], preprocessing["resize"])
+
+
+def _plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
+    """The content of a file that holds tensors by name and nothing else; None for any other file, or none."""
+    if not Path(path).is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # read_checkpoint, called next, says what is wrong with it
+        return None
+    if not isinstance(content, dict) or not content or content.get("format") == FORMAT:
+        return None
+    return content if all(isinstance(value, torch.Tensor) for value in content.values()) else None
+
+
+def check_inference(
+    encoder: nn.Module,
+    output_dir: str | os.PathLike,
+    batch_size: int,
+    num_workers: int,
+    attention_maps: bool | None,
+    device: torch.device | str,
+) -> None:
+    """Checks what an inference needs before any work starts.
+
+    Args:
+        encoder: that computes the representations.
+        output_dir: folder to write to; created.
+        batch_size: images per forward pass.
+        num_workers: threads that decode.
+        attention_maps: whether attention maps are written; None where the encoder pools by attention.
+        device: of the encoder.
+
+    Raises:
+        ValueError: naming the key, what was found and what was expected.
+    """
+    for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    if attention_maps not in (None, True, False):
+        raise ValueError(f"attention_maps must be True, False or null, got {attention_maps!r}.")
+    pooling = encoder.config.get("pooling")
+    if attention_maps and pooling != "attention":
+        raise ValueError(f"attention_maps needs an encoder that pools by attention; this one has pooling {pooling!r}.")
+    checked_device(device)
+    check_output_dir(output_dir)

@@ -1,0 +1,101 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor, nn
+
+from conrec_monai.engines.trainer import PARTS, bfloat16_is_fast
+from conrec_monai.metrics import contrastive_accuracy_entropy
+from conrec_monai.transforms import TwoViews
+
+__all__ = ["ConRecEvaluator"]
+
+
+class ConRecEvaluator(Evaluator):
+    """The losses of a pretraining on images that it does not train on: what :class:`ConRecTrainer` computes, with the
+    network in evaluation mode.
+
+    Each run draws the same views of the same images, so that its numbers can be compared from epoch to epoch.
+    ``engine.state.output`` is as in :class:`ConRecTrainer`; the means over the run are in ``engine.state.metrics``.
+
+    Args:
+        device: where to evaluate.
+        val_data_loader: yields dictionaries with ``"image"``, BCHW, uint8, uint16 or floats in [0, 1], in an order that
+            is the same every time.
+        network: from images 2BCHW to a :class:`conrec_monai.networks.nets.ConRecOutput`.
+        loss_function: see :class:`ConRecTrainer`; in several processes, each of which evaluates all images, one that
+            does not gather the negatives.
+        views: makes inputs and targets; not the object that the training uses, whose random state it would change.
+        seed: of the views.
+        amp: autocast to bfloat16; None where the device has arithmetic for it.
+        inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+        val_handlers: Ignite handlers with an ``attach`` method.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: Iterable,
+        network: nn.Module,
+        loss_function: Callable,
+        views: TwoViews,
+        seed: int = 0,
+        amp: bool | None = None,
+        inferer: Inferer | None = None,
+        val_handlers: Sequence | None = None,
+    ) -> None:
+        super().__init__(device=device, val_data_loader=val_data_loader, non_blocking=True, decollate=False)
+        self.device = torch.device(device)
+        self.network, self.loss_function, self.views, self.seed = network, loss_function, views, seed
+        self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
+        self.inferer = SimpleInferer() if inferer is None else inferer
+        self._totals: dict[str, list[Tensor]] = {}
+        self.add_event_handler(Events.EPOCH_STARTED, self._start)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        if val_handlers is not None:
+            self._register_handlers(val_handlers)
+
+    def _start(self, engine: Engine) -> None:
+        self.views.set_random_state(self.seed)
+        self._totals = {name: [] for name in PARTS}
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+        inputs, targets = self.views.batch(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
+        with self.mode(self.network), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            prediction = self.inferer(inputs.contiguous(memory_format=torch.channels_last), self.network)
+        with torch.no_grad():
+            losses = self.loss_function(prediction.projection, prediction.reconstruction, targets)
+            accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.chunk(2))
+        output = {
+            Keys.IMAGE: inputs,
+            Keys.LABEL: targets,
+            Keys.PRED: prediction.reconstruction,
+            **dict(zip(PARTS, (losses.loss, losses.contrastive, losses.reconstruction, accuracy), strict=True)),
+        }
+        engine.state.output = output
+        for name in PARTS:
+            self._totals[name].append(output[name])
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _finish(self, engine: Engine) -> None:
+        engine.state.metrics.update({name: torch.stack(values).mean().item() for name, values in self._totals.items()})
