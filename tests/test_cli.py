@@ -270,12 +270,11 @@ def _environment() -> dict[str, str]:
 
 
 def test_program(tmp_path: Path) -> None:
-    """`python -m conrec_monai` from another folder: exit code, streams, no traceback."""
-    command = [sys.executable, "-m", "conrec_monai", "info", "none"]
+    """`python -m conrec_monai` from another folder."""
+    command = [sys.executable, "-m", "conrec_monai", "info"]
     done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.splitlines()[-1] == "Error: data not found: none (neither a file nor a folder)"
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("usage: conrec-monai info") and "required: DATASET" in done.stderr
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:

@@ -310,6 +310,11 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
                 f"the run cannot go on from {path}: its epochs have {old} iterations, this run's {new};"
                 " the number of images changed."
             )
+        if len(content["training"]["views"]) != processes:
+            raise ValueError(
+                f"the run cannot go on from {path}: it is one of {len(content['training']['views'])} processes, this"
+                f" one has {processes}."
+            )
         done = content["training"]["iteration"] // old
         if done > settings["max_epochs"]:
             raise ValueError(f"{path} is already after epoch {done}, max_epochs is {settings['max_epochs']}.")

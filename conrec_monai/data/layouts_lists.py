@@ -22,10 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from scipy.io import loadmat, whosmat
-
-from .layouts import Found, ImageFinder, Item, lost_item, make_item, shown, some, subfolders
+from .layouts import Found, ImageFinder, Item, lost_item, make_item, shown, subfolders
+from .layouts_matlab import read_numbers, read_texts
 
 __all__ = ["dogs", "flowers"]
 
@@ -64,13 +62,13 @@ def flowers(path: Path, keys: Mapping[str, str]) -> Found | None:
 
 
 def _flower_matrices(labels: Path, splits: Path) -> list[_Entry]:
-    numbers = _integers(labels, "labels")
+    numbers = read_numbers(labels, "labels")
     for i, number in enumerate(numbers):
         if not 1 <= number <= _FLOWERS:
             raise ValueError(f"{labels}: the labels must be 1 to {_FLOWERS}, got {number} for image {i + 1}")
     entries = []
     for split, matrix in _FLOWER_SPLITS.items():
-        for image in _integers(splits, matrix):
+        for image in read_numbers(splits, matrix):
             if not 1 <= image <= len(numbers):
                 raise ValueError(f"{splits}: {matrix} must hold images 1 to {len(numbers)}, got {image}")
             entries.append(_Entry(f"{splits}, {matrix}", f"jpg/image_{image:05d}.jpg", numbers[image - 1], split))
@@ -101,7 +99,10 @@ def dogs(path: Path, keys: Mapping[str, str]) -> Found | None:
                 f"{path} holds the folder Images but no {split}_list.mat or {split}_list.txt; "
                 f"without the official splits, {images} can be read as class folders"
             )
-        lines = _lines(file) if file.suffix == ".txt" else _texts(file, "file_list")
+        if file.suffix == ".txt":
+            lines = _lines(file)
+        else:
+            lines = [(f"{file}, line {i}", text) for i, text in enumerate(read_texts(file, "file_list"), 1)]
         for where, name in lines:
             if not re.fullmatch("[^/]+/[^/]+", name):
                 raise ValueError(f"{where}: expected an image as <wnid>-<breed>/<file>, got {shown(repr(name))}")
@@ -134,36 +135,3 @@ def _lines(file: Path) -> list[tuple[str, str]]:
     except ValueError as error:
         raise ValueError(f"{file} is not a text file in UTF-8: {error}") from error
     return [(f"{file}, line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
-
-
-def _matrix(file: Path, name: str) -> np.ndarray:
-    """Read one matrix of a MATLAB file. The format holds data only; functions and objects in it are never called."""
-    try:
-        with open(file, "rb") as stream:
-            names = [variable for variable, *_ in whosmat(stream, appendmat=False)]
-            stream.seek(0)
-            content = loadmat(stream, appendmat=False, variable_names=[name])
-    except Exception as error:  # a damaged file makes the reader raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file} is not a MATLAB file that can be read: {shown(reason)}") from error
-    if not isinstance(content.get(name), np.ndarray):
-        raise ValueError(f"{file} must hold the matrix {name!r}, found {some(names) or 'none'}")
-    return content[name].ravel()
-
-
-def _integers(file: Path, name: str) -> list[int]:
-    matrix = _matrix(file, name)
-    if matrix.dtype.kind not in "iuf" or not (np.isfinite(matrix) & (matrix == np.floor(matrix))).all():
-        raise ValueError(f"{file}: {name!r} must be a matrix of whole numbers, found {matrix.dtype} {matrix.shape}")
-    return [int(value) for value in matrix]
-
-
-def _texts(file: Path, name: str) -> list[tuple[str, str]]:
-    """Return place and text of each element of a cell array."""
-    cells = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in _matrix(file, name)]
-    texts = []
-    for i, cell in enumerate(cells, 1):
-        if not isinstance(cell, str):
-            raise ValueError(f"{file}: element {i} of {name!r} must be a text, found {type(cell).__name__}")
-        texts.append((f"{file}, element {i}", str(cell).strip()))
-    return texts

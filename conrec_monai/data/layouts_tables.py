@@ -293,7 +293,7 @@ def _read_csv(table: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]
     """Return the columns; and of each row that is not blank the place, for messages, and the values by column."""
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)  # or an open quote would swallow all rows after it
             lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{table} is not a CSV file in UTF-8: {error}") from error

@@ -59,6 +59,8 @@ _COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422")
 _COLOR_2000 = ("YBR_ICT", "YBR_RCT")  # in JPEG 2000, whose decoders return RGB
 _OTHERS = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "ARGB", "CMYK", "HSV", "XYB")  # known, and not read
 
+_MAX_OFFSET = 2**26  # of the pixels in a NIfTI file; to go there, compressed bytes have to be inflated
+
 
 class _Refusal(ValueError):
     """What this module itself has to say against a file; it quotes nothing but technical elements."""
@@ -383,8 +385,8 @@ def open_nifti(file: BinaryIO) -> tuple[int, Callable[[int], np.ndarray]]:
         raise ValueError(f"numbers of type {dtype}, expected integers or real numbers")
     width, height, count = (*shape, 1)[:3]
     check_size(width, height, count)
-    if offset < len(block[: 348 if version == 1 else 540]):
-        raise ValueError(f"the header says that the pixels begin at byte {offset}, within the header")
+    if not (348 if version == 1 else 540) <= offset <= _MAX_OFFSET:
+        raise ValueError(f"the header says that the pixels begin at byte {offset}")
     size = width * height * dtype.itemsize  # bytes of a slice of one channel
     if not is_compressed and os.fstat(file.fileno()).st_size < offset + size * count * channels:
         raise ValueError("the file is truncated")

@@ -71,6 +71,8 @@ def check_resume(
     content = read_checkpoint(path)
     if "training" not in content:
         raise ValueError(f"{path} holds no training state to go on from; a run's {CHECKPOINT} does.")
+    if not isinstance(content["training"].get("views"), list):
+        raise ValueError(f"{path} is of an earlier release: its weights can be loaded, but the run cannot go on.")
     free = FREE_SETTINGS | ({"max_epochs"} if settings.get("schedule") == "constant" else set())
     old = content["training"]["settings"]
     names = [name for name in settings if name not in free and old.get(name) != settings[name]]

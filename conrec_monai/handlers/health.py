@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 from __future__ import annotations
 
 import logging
@@ -33,6 +32,7 @@ __all__ = ["HealthMonitor", "evaluating", "has_attention"]
 STD_LIMITS = {"embedding_std": 0.02, "projection_std": 0.1}
 RANK_LIMITS = {"effective_rank": 2.0, "projection_rank": 2.0}
 MEASURED = ("embedding_std", "effective_rank", "projection_std", "projection_rank", "attention_entropy")
+RANK_SAMPLE = 16  # images; of fewer the rank is small anyway
 SETTLED = 100  # iterations until the running averages of batch norm follow the weights
 
 
@@ -106,15 +106,18 @@ class HealthMonitor:
         self._collapsed = False
 
     def attach(self, engine: Engine) -> None:
-        """Attach it ahead of handlers that take long, whose time would count, and of those that write metrics."""
+        """Attach it ahead of handlers that write metrics."""
         if self.every:
+            self.dataset.load()
             engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
             engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
             engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._receive)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_iteration)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
 
     def _start_epoch(self, engine: Engine) -> None:
-        self._started, self._waited = time.monotonic(), 0.0
+        self._started = self._ended = time.monotonic()
+        self._waited = 0.0
 
     def _ask(self, engine: Engine) -> None:
         self._asked = time.monotonic()
@@ -122,9 +125,12 @@ class HealthMonitor:
     def _receive(self, engine: Engine) -> None:
         self._waited += time.monotonic() - self._asked
 
+    def _finish_iteration(self, engine: Engine) -> None:
+        self._ended = time.monotonic()  # when the epoch is completed, other handlers have taken their time too
+
     def _finish_epoch(self, engine: Engine) -> None:
         state = engine.state
-        state.metrics["data_wait"] = self._waited / max(time.monotonic() - self._started, 1e-9)
+        state.metrics["data_wait"] = self._waited / max(self._ended - self._started, 1e-9)
         for name in MEASURED:
             state.metrics.pop(name, None)
         if state.epoch % self.every:
@@ -166,6 +172,8 @@ class HealthMonitor:
     def _judge(self, found: dict[str, float], epoch: int) -> None:
         alike = [f"{n} {found[n]:.3f} (below {limit})" for n, limit in STD_LIMITS.items() if found[n] < limit]
         flat = [f"{n} {found[n]:.2f} (below {limit:g})" for n, limit in RANK_LIMITS.items() if found[n] < limit]
+        if min(self.count, len(self.dataset)) < RANK_SAMPLE:
+            flat = []
         if (alike or flat) and not self._collapsed:
             meaning = (
                 "all images look nearly the same to the network" if alike else "images differ in one direction only"

@@ -101,15 +101,20 @@ def test_grades(
         assert all(torch.equal(weights[key], value) for key, value in encoder.state_dict().items())
 
 
-def test_categories_see_the_central_part(tmp_path: Path) -> None:
+def test_dogs_see_the_central_part(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = ConRecUNet(in_channels=1, features=(4, 8))
     save_checkpoint(tmp_path / "checkpoint.pt", network, {"image_size": 28, "resize": "crop"})
-    path = class_folder(tmp_path / "data")
-    result = evaluate_checkpoint(
-        str(tmp_path / "checkpoint.pt"), str(path), str(tmp_path), n_folds=2, untrained_seeds=[]
-    )
+    path, lists = tmp_path / "data", {"train": range(4), "test": range(4, 6)}
+    class_folder(path / "Images")
+    for label in range(3):
+        (path / "Images" / f"class {label}").rename(path / "Images" / f"n0000000{label}-breed_{label}")
+    for split, numbers in lists.items():
+        rows = [f"n0000000{label}-breed_{label}/{i}.png\n" for label in range(3) for i in numbers]
+        (path / f"{split}_list.txt").write_text("".join(rows))
+    result = evaluate_checkpoint(str(tmp_path / "checkpoint.pt"), str(path), str(tmp_path), untrained_seeds=[])
     assert result["protocol"] == "categorical" and result["center_crop"] == 0.875
+    assert result["folds"]["kind"] == "official"
     assert result["images"] == {"labelled": 18, "unlabelled": 0, "size": [1, 28, 28]}
     assert [row["name"] for row in result["rows"]] == ["pretrained", "shortcut baseline"]
     data = load_datalist(path)
@@ -120,10 +125,37 @@ def test_categories_see_the_central_part(tmp_path: Path) -> None:
         [item["label"] for item in data],
         ordinal=False,
         class_names=data.info.class_names,
-        n_folds=2,
+        splits=[item["split"] for item in data],
         progress=False,
     )
     assert result["rows"] == expected["rows"]
+
+
+def test_other_categories_see_all(tmp_path: Path, encoder_file: Path) -> None:
+    path = class_folder(tmp_path / "data")
+    result = evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[])
+    assert result["protocol"] == "categorical" and result["center_crop"] == 1.0
+
+
+def test_unreadable_images_are_left_out_when_asked(tmp_path: Path, encoder_file: Path) -> None:
+    path = class_folder(tmp_path / "data")
+    (path / "class 1" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="1 of 18 images cannot be loaded"):
+        evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[])
+    result = evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[], on_error="skip")
+    assert [entry["count"] for entry in result["classes"]] == [6, 5, 6]
+    assert (tmp_path / "skipped.csv").read_text().splitlines()[1].startswith("class 1/2.png,")
+
+
+def test_columns_are_named(tmp_path: Path, encoder_file: Path) -> None:
+    class_folder(tmp_path / "data")
+    rows = [f"class {label}/{i},{i % 2},{label}\n" for label in range(3) for i in range(6)]
+    (tmp_path / "data" / "grades.csv").write_text("file,level,eye\n" + "".join(rows))
+    keys = {"image_key": "file", "label_key": "level", "group_key": "eye"}
+    result = evaluate_checkpoint(
+        encoder_file, tmp_path / "data" / "grades.csv", tmp_path, n_folds=3, untrained_seeds=[], **keys
+    )
+    assert result["protocol"] == "diabetic" and result["folds"]["kind"] == "grouped"
 
 
 def test_whole_image_when_asked(encoder_file: Path, tmp_path: Path) -> None:

@@ -20,11 +20,20 @@ import pytest
 import torch
 from PIL import Image
 
-from conrec_monai.bundle import check_output_dir, check_training, pretraining_datalist, training_settings
-from conrec_monai.data import Datalist, load_datalist
+from conrec_monai.bundle import (
+    check_network,
+    check_output_dir,
+    check_training,
+    decode,
+    pretraining_data,
+    probe_data,
+    training_settings,
+)
+from conrec_monai.bundle.training import PretrainingData
+from conrec_monai.data import CachedImages, Datalist, load_datalist
 from conrec_monai.engines import bfloat16_is_fast
 from conrec_monai.handlers.checkpoint import data_fingerprint
-from conrec_monai.networks.nets import ConRecUNet
+from conrec_monai.networks.nets import ConRecUNet, DenseNetEncoder, SimCLRNet
 from conrec_monai.networks.utils import save_checkpoint
 
 
@@ -40,6 +49,13 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "dataset_dir": "phantom:n=40,size=32",
         "output_dir": str(tmp_path / "run"),
         "section": None,
+        "validation_section": None,
+        "image_key": None,
+        "label_key": None,
+        "group_key": None,
+        "split_key": None,
+        "on_error": "raise",
+        "in_channels": 3,
         "image_size": 32,
         "cache_size": None,
         "resize": "squash",
@@ -58,7 +74,12 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "seed": 0,
         "num_workers": 2,
         "probe_every": 20,
+        "probe_dir": None,
         "pictures_every": 20,
+        "health_every": 1,
+        "validate_every": 1,
+        "early_stop_patience": 0,
+        "checkpoint_every": 0,
         "resume": False,
     }
 
@@ -136,7 +157,7 @@ def test_wrong_type(name: str, value: Any, expected: str, settings: dict[str, An
 
 
 def check(settings: dict[str, Any], datalist: Datalist, **values: Any) -> None:
-    check_training(training_settings(**{**settings, **values}), datalist)
+    check_training(training_settings(**{**settings, **values}), PretrainingData(datalist, None))
 
 
 def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: pytest.LogCaptureFixture) -> None:
@@ -188,6 +209,12 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"num_workers": 0}, "num_workers must be at least 1, got 0."),
         ({"probe_every": -1}, "probe_every must be at least 0, got -1."),
         ({"pictures_every": -1}, "pictures_every must be at least 0, got -1."),
+        ({"health_every": -1}, "health_every must be at least 0, got -1."),
+        ({"validate_every": 0}, "validate_every must be at least 1, got 0."),
+        ({"early_stop_patience": -1}, "early_stop_patience must be at least 0, got -1."),
+        ({"checkpoint_every": -1}, "checkpoint_every must be at least 0, got -1."),
+        ({"in_channels": 2}, "in_channels must be 1 (gray) or 3 (RGB), got 2."),
+        ({"probe_dir": 3}, "probe_dir must be a path, got 3."),
         ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'."),
         ({"optimizer": "rmsprop"}, "optimizer must be one of lars, sgd, adam, adamw, got 'rmsprop'."),
         ({"schedule": "step"}, "schedule must be one of constant, warmup_cosine, got 'step'."),
@@ -242,7 +269,7 @@ def earlier(settings: dict[str, Any]) -> Path:
     """The checkpoint of a run with these settings, after 2 epochs of 2 iterations."""
     filled = training_settings(**settings)
     path = check_output_dir(filled["output_dir"]) / "checkpoint.pt"
-    training = {"iteration": 4, "epoch_length": 2, "settings": filled}
+    training = {"iteration": 4, "epoch_length": 2, "settings": filled, "views": [{}]}
     save_checkpoint(path, ConRecUNet(features=filled["features"]), {"image_size": 32}, training=training)
     return path
 
@@ -303,26 +330,126 @@ def test_checkpoint_that_is_none(settings: dict[str, Any], datalist: Datalist, e
         check(settings, datalist, resume=True)
 
 
-# --- pretraining_datalist ---------------------------------------------------------------------------------------------
+def test_run_cannot_go_on_in_another_number_of_processes(
+    settings: dict[str, Any], datalist: Datalist, earlier: Path
+) -> None:
+    content = torch.load(earlier, weights_only=True)
+    content["training"]["views"] = [{}, {}]
+    torch.save(content, earlier)
+    with pytest.raises(ValueError, match="it is one of 2 processes, this one has 1"):
+        check(settings, datalist, resume=True)
+    content["training"]["views"] = {"keys": torch.zeros(1)}
+    torch.save(content, earlier)
+    with pytest.raises(ValueError, match="is of an earlier release: its weights can be loaded"):
+        check(settings, datalist, resume=True)
+
+
+# --- check_network ----------------------------------------------------------------------------------------------------
+
+
+def test_networks_that_fit(settings: dict[str, Any]) -> None:
+    filled = training_settings(**settings)
+    check_network(ConRecUNet(features=(4, 8)), filled)
+    check_network(SimCLRNet(DenseNetEncoder()), filled)
+
+
+def test_networks_that_do_not_fit(settings: dict[str, Any], earlier: Path) -> None:
+    filled = training_settings(**settings)
+    with pytest.raises(ValueError, match="network_def must be a ConRecUNet or a SimCLRNet, got a Linear"):
+        check_network(torch.nn.Linear(2, 2), filled)
+    with pytest.raises(ValueError, match="the images have in_channels 3, network_def takes 1"):
+        check_network(ConRecUNet(1, features=(4, 8)), filled)
+    with pytest.raises(ValueError, match="image_size must be a multiple of 64 for ConRecEncoder .for example 64., got"):
+        check_network(ConRecUNet(features=[8] * 7), filled)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt does not fit ConRecUNet: weights"):
+        check_network(ConRecUNet(features=(4, 8)), filled)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def split_folders(folder: Path) -> Path:
+    for split in ("train", "val", "test"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / split / label / "x.png")
+    return folder
+
+
+def splits(datalist: Datalist | None) -> list[str | None]:
+    assert datalist is not None
+    return [item["split"] for item in datalist]
 
 
 def test_test_images_are_left_out(tmp_path: Path) -> None:
-    for split in ("train", "val", "test"):
-        for label in ("a", "b"):
-            (tmp_path / split / label).mkdir(parents=True)
-            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / split / label / "x.png")
-    datalist = pretraining_datalist(tmp_path)
-    assert [item["split"] for item in datalist] == ["train", "train", "val", "val"]
-    assert datalist.info == load_datalist(tmp_path).info
-    assert [item["split"] for item in pretraining_datalist(tmp_path, "test")] == ["test", "test"]  # asked for
+    split_folders(tmp_path)
+    data = pretraining_data(tmp_path)
+    assert splits(data.training) == ["train", "train", "val", "val"] and data.validation is None
+    assert data.training.info == load_datalist(tmp_path).info
+    assert splits(pretraining_data(tmp_path, "test").training) == ["test", "test"]  # asked for
+
+
+def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
+    split_folders(tmp_path)
+    for section in (None, "train"):
+        data = pretraining_data(tmp_path, section, "val")
+        assert splits(data.training) == ["train", "train"] and splits(data.validation) == ["val", "val"]
+    with pytest.raises(ValueError, match="section and validation_section are both 'val': nothing would be held out"):
+        pretraining_data(tmp_path, "val", "val")
+    with pytest.raises(ValueError, match="has no section 'valid', available: train, val, test"):
+        pretraining_data(tmp_path, None, "valid")
+
+
+def test_validation_images_must_fill_a_batch(settings: dict[str, Any], datalist: Datalist) -> None:
+    few = Datalist(datalist[:15], datalist.info)
+    with pytest.raises(ValueError, match="batch_size 16 is larger than the validation section: 15 images in phantom"):
+        check_training(training_settings(**settings), PretrainingData(datalist, few))
 
 
 def test_test_images_alone_are_used(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "test" / label).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "test" / label / "x.png")
-    assert len(pretraining_datalist(tmp_path)) == 2
+    assert len(pretraining_data(tmp_path).training) == 2
 
 
 def test_data_set_without_splits() -> None:
-    assert len(pretraining_datalist("phantom:n=5,size=32")) == 5
+    assert len(pretraining_data("phantom:n=5,size=32").training) == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"on_error": "ignore"}, "on_error must be raise or skip, got 'ignore'."),
+        ({"label_key": 3}, "label_key must be the name of a column, got 3."),
+        ({"validation_section": 3}, "section must be the name of one split, got 3."),
+    ],
+)
+def test_mistakes_about_the_images(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        pretraining_data("phantom:n=5,size=32", **values)
+    assert str(error.value) == message
+
+
+def test_probe_on_a_data_set_of_its_own(tmp_path: Path) -> None:
+    training = CachedImages(load_datalist("phantom:n=5,size=32"), 24, "pad", 1, progress=False)
+    assert probe_data(None, training) is training
+    probe = probe_data("phantom:n=7,size=32,seed=3", training)
+    assert (len(probe), probe.size, probe.resize, probe.channels) == (7, 24, "pad", 1)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="holds 1 images without labels; a probe needs labels"):
+        probe_data(tmp_path, training)
+
+
+def test_what_is_left_out_is_written_down(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
+    images = CachedImages(load_datalist(tmp_path / "photos"), 8, progress=False, on_error="skip")
+    decode(tmp_path, 3, images, [images])
+    assert images.ids == ["0.png", "2.png", "3.png"]
+    lines = (tmp_path / "skipped.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "id,image,reason" and len(lines) == 2 and lines[1].startswith("1.png,")
+    with pytest.raises(ValueError, match="batch_size 4 is larger than the 3 images that could be read"):
+        decode(tmp_path, 4, images)

@@ -12,8 +12,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -25,8 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conrec_monai.data import Datalist, load_datalist, phantom_arrays
-from conrec_monai.data.datalist import DR_GRADES
+from conrec_monai.data import CachedImages, Datalist, load_datalist, phantom_arrays
+from conrec_monai.data.datalist import DR_GRADES, DatalistInfo, write_manifest
 
 
 def _image(path: Path) -> Path:
@@ -151,6 +153,23 @@ def test_any_json_gives_items_or_one_line(content: Any, tmp_path_factory: pytest
         assert "\n" not in str(error) and "any.json" in str(error)
 
 
+def test_json_skips_missing_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _image(tmp_path / "a.png")
+    entries = [ITEM, *({"image": name, "label": 0} for name in ("none.png", "two\nlines.png", "n" * 300))]
+    path = _json(tmp_path, {"training": entries, "test": ["gone.png"]})
+    with pytest.raises(ValueError, match=r"item 1 of 'training': image file not found: .*none.png \(4 images are"):
+        load_datalist(path)
+    datalist = load_datalist(path, on_error="skip")
+    assert _labels(datalist) == {"a.png": None}
+    assert [entry["id"] for entry in datalist.skipped] == ["none.png", "two\nlines.png", "n" * 300, "gone.png"]
+    assert all("\n" not in entry["reason"] and set(entry) == {"id", "image", "reason"} for entry in datalist.skipped)
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert [entry["id"] for entry in load_datalist(path, "training", on_error="skip").skipped][0] == "none.png"
+    path = _json(tmp_path, {"training": [ITEM, {"image": "none.png", "label": -1}]})
+    with pytest.raises(ValueError, match="the label must be an integer >= 0, got -1"):
+        load_datalist(path, on_error="skip")
+
+
 # --- APTOS ------------------------------------------------------------------------------------------------------------
 
 
@@ -227,9 +246,9 @@ def test_aptos_incomplete_folders(tmp_path: Path) -> None:
     _aptos(tmp_path / "c", "id_code,diagnosis\nb1,0\n", ("b1.png", "b1.jpg"))
     with pytest.raises(ValueError, match="two images of the same name: b1.jpg and b1.png"):
         load_datalist(tmp_path / "c")
-    (tmp_path / "a" / "train.csv").write_bytes(b"id_code,diagnosis\n\xff,0\n")
+    (tmp_path / "c" / "train.csv").write_bytes(b"id_code,diagnosis\n\xff,0\n")
     with pytest.raises(ValueError, match="train.csv is not a CSV file in UTF-8"):
-        load_datalist(tmp_path / "a")
+        load_datalist(tmp_path / "c")
 
 
 # --- MedMNIST ---------------------------------------------------------------------------------------------------------
@@ -402,7 +421,7 @@ def test_empty_class_folder_would_shift_labels(tmp_path: Path) -> None:
     for name in ("0", "2"):
         _image(tmp_path / name / "a.png")
     (tmp_path / "1").mkdir()
-    with pytest.raises(ValueError, match="class folder '1' holds no PNG or JPEG image"):
+    with pytest.raises(ValueError, match="class folder '1' holds no image"):
         load_datalist(tmp_path)
 
 
@@ -428,9 +447,53 @@ def test_mixtures_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"both class folders and images of its own \(a.png, ...\)"):
         load_datalist(tmp_path / "flat")
     _image(tmp_path / "kinds" / "a.png")
-    (tmp_path / "kinds" / "b.TIF").write_bytes(b"II*\0")
-    with pytest.raises(ValueError, match="holds 1 PNG or JPEG images, and 1 of other kinds: b.TIF"):
+    (tmp_path / "kinds" / "b.GIF").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match="holds 1 images that can be read, and 1 of other kinds: b.GIF"):
         load_datalist(tmp_path / "kinds")
+
+
+def test_folders_hold_every_kind_of_image(tmp_path: Path) -> None:
+    names = ["a.bmp", "b.JPG", "c.dcm", "d.NII.GZ", "e.nii", "f.png", "g.jpeg", "h.tif", "i.TIFF"]
+    for folder in ("0", "1"):
+        for name in names:
+            _image(tmp_path / folder / name)  # the readers go by the content, which is PNG
+    assert [item["id"] for item in load_datalist(tmp_path / "0")] == names
+    assert [item["id"] for item in load_datalist(tmp_path)] == [f"{folder}/{name}" for folder in "01" for name in names]
+
+
+def test_frames_become_items(tmp_path: Path) -> None:
+    pages = [Image.new("L", (4, 4), value) for value in (10, 20, 30)]
+    for folder in ("a", "b"):
+        _image(tmp_path / folder / "1.png")
+        pages[0].save(_image(tmp_path / folder / "2.tif"), "TIFF", save_all=True, append_images=pages[1:])
+        pages[0].save(tmp_path / folder / "3.tif", "TIFF")
+    assert [(item["id"], item.get("frame"), item["label"], item["group"]) for item in load_datalist(tmp_path)[4:]] == [
+        ("a/3.tif", None, 0, None),
+        ("b/1.png", None, 1, None),
+        ("b/2.tif#0", 0, 1, "b/2.tif"),
+        ("b/2.tif#1", 1, 1, "b/2.tif"),
+        ("b/2.tif#2", 2, 1, "b/2.tif"),
+        ("b/3.tif", None, 1, None),
+    ]
+    flat = load_datalist(tmp_path / "a")
+    assert [item["id"] for item in flat] == ["1.png", "2.tif#0", "2.tif#1", "2.tif#2", "3.tif"]
+    assert CachedImages(flat, 4, channels=1, progress=False).images[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 10]
+    (tmp_path / "a" / "3.tif").write_bytes(b"II*\0")
+    with pytest.raises(ValueError, match="cannot read image .*3.tif"):
+        load_datalist(tmp_path / "a")
+    left = load_datalist(tmp_path / "a", on_error="skip")
+    assert len(left) == 4 and [entry["id"] for entry in left.skipped] == ["3.tif"]
+
+
+def test_frames_are_counted_only_where_there_can_be_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("conrec_monai.data.datalist.count_frames", lambda path: asked.append(Path(path).name) or 1)
+    for name in ("a.png", "b.jpg", "c.JPEG", "d.bmp", "e.dcm", "f.tif", "g.nii.gz"):
+        _image(tmp_path / name)
+    assert len(load_datalist(tmp_path)) == 7 and asked == ["e.dcm", "f.tif", "g.nii.gz"]
+    _image(tmp_path / "IM01")  # DICOM files often have no suffix
+    load_datalist(_json(tmp_path, {"training": [{"image": "IM01"}, {"image": "a.png"}]}))
+    assert asked[3:] == ["IM01"]
 
 
 # --- Phantom ----------------------------------------------------------------------------------------------------------
@@ -485,7 +548,10 @@ def test_missing_empty_and_unknown(tmp_path: Path) -> None:
         load_datalist(tmp_path / "none")
     with pytest.raises(ValueError, match=r"Found: nothing \(the folder is empty\)") as error:
         load_datalist(tmp_path)
-    for layout in ("MONAI datalist", "MedMNIST", "APTOS", "class folders", "flat folder", "phantom"):
+    for layout in (
+        *("MONAI datalist", "MedMNIST", "IDRiD", "Oxford Flowers", "Stanford Dogs", "EyePACS", "APTOS", "Messidor-2"),
+        *("table (.csv", "class folders", "flat folder", "phantom", "circle-square", "rectangle-triangle"),
+    ):
         assert layout in str(error.value)
     (tmp_path / "a.mat").write_text("x")
     (tmp_path / "B.MAT").write_text("x")
@@ -500,9 +566,42 @@ def test_missing_empty_and_unknown(tmp_path: Path) -> None:
 
 def test_datalist_is_a_list_that_travels() -> None:
     datalist = load_datalist("phantom:n=2,size=32")
-    assert isinstance(datalist, list)
+    assert isinstance(datalist, list) and datalist.skipped == []
+    datalist.skipped = [{"id": "a", "image": "a.png", "reason": "gone"}]
     for other in (pickle.loads(pickle.dumps(datalist)), copy.deepcopy(datalist)):
         assert isinstance(other, Datalist) and other.info == datalist.info and _labels(other) == _labels(datalist)
+        assert other.skipped == datalist.skipped
+
+
+def test_center_crop_is_the_whole_image_elsewhere() -> None:
+    assert DatalistInfo("folder", "flat folder", "x").center_crop == 1.0
+    assert load_datalist("phantom:n=2,size=32").info.center_crop == 1.0
+
+
+def test_manifest(tmp_path: Path) -> None:
+    skipped = [
+        {"id": "a", "image": "x/ä, b.png", "reason": 'no "image"'},
+        {"id": "two\nlines", "image": "no \udce4 UTF-8.png", "reason": ""},
+    ]
+    write_manifest(tmp_path / "skipped.csv", skipped)
+    with open(tmp_path / "skipped.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    skipped[1]["image"] = "no \\udce4 UTF-8.png"
+    assert rows == skipped and list(rows[0]) == ["id", "image", "reason"]
+    write_manifest(tmp_path / "skipped.csv", [])
+    assert (tmp_path / "skipped.csv").read_text() == "id,image,reason\n"
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = os.fsdecode(b"\xe4.png")
+    try:
+        _image(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    _image(tmp_path / "b.tif").write_bytes(b"II*\0")
+    datalist = load_datalist(tmp_path, on_error="skip")
+    assert _labels(datalist) == {name: None} and len(CachedImages(datalist, 4, progress=False).load().images) == 1
+    caplog.messages[0].encode()
 
 
 def test_real_data(shared_data: Path) -> None:

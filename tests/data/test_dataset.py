@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conrec_monai.data import CachedImages, EpochBatchSampler, batched, dataset, load_datalist
+from conrec_monai.data import CachedImages, Datalist, EpochBatchSampler, batched, dataset, load_datalist
+from conrec_monai.data.datalist import DatalistInfo
 
 
 def _noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -184,7 +187,9 @@ def test_decoding_is_lazy_and_happens_once(tmp_path: Path, monkeypatch: pytest.M
     calls = []
     real = dataset.read_image
     monkeypatch.setattr(
-        dataset, "read_image", lambda *args: calls.append(threading.current_thread().name) or real(*args)
+        dataset,
+        "read_image",
+        lambda *args, **more: calls.append(threading.current_thread().name) or real(*args, **more),
     )
     cached = CachedImages([{"image": tmp_path / "a.png"}] * 4, 8)
     assert len(cached) == 4 and cached.labels.tolist() == [-1] * 4 and calls == []
@@ -211,6 +216,69 @@ def test_unreadable_images_are_collected(tmp_path: Path) -> None:
         cached[5]
 
 
+def test_skipping_unreadable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = [_noise(8, 8, seed=seed) for seed in range(6)]
+    for index in (0, 2, 5):
+        Image.fromarray(images[index].transpose(1, 2, 0).copy()).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.png").write_text("no image")
+    data: list[dict[str, Any]] = [
+        {"image": str(tmp_path / f"{i}.png"), "label": i, "group": f"g{i}", "id": f"id{i}"} for i in range(6)
+    ]
+    data[4]["image"] = np.zeros((8, 8))  # 1 is damaged, 3 is missing, 4 is no CHW array
+    earlier = [{"id": "x", "image": "x.png", "reason": "gone"}]
+    datalist = Datalist(data, DatalistInfo("folder", "flat folder", "here"), earlier)
+    cached = CachedImages(datalist, 8, on_error="skip")
+    assert len(cached) == 6 and cached.skipped == earlier
+    assert cached.load() is cached
+    assert len(cached) == 3 and cached.ids == ["id0", "id2", "id5"] and cached.groups == ["g0", "g2", "g5"]
+    assert cached.labels.tolist() == [0, 2, 5] and cached.labels.dtype == torch.int64
+    np.testing.assert_array_equal(cached.images.numpy(), np.stack([images[i] for i in (0, 2, 5)]))
+    assert torch.equal(cached[2]["image"], cached.images[2]) and cached[2]["label"] == 5
+    assert cached.__getitems__([1, 2])["label"].tolist() == [2, 5]
+    assert isinstance(cached.data, Datalist) and cached.data == [data[0], data[2], data[5]]
+    assert cached.data.info == datalist.info and cached.data.skipped == cached.skipped
+    assert [entry["id"] for entry in cached.skipped] == ["x", "id1", "id3", "id4"]
+    assert [entry["image"] for entry in cached.skipped[1:]] == [data[1]["image"], data[3]["image"], "array"]
+    for entry, reason in zip(cached.skipped[1:], ("1.png", "image file not found", "item id4: .*CHW"), strict=True):
+        assert re.search(reason, entry["reason"])
+    assert len(datalist) == 6 and datalist.skipped == earlier  # what was given stays as it is
+    assert caplog.messages == ["3 of 6 images cannot be read and are left out: id1, id3, id4"]
+    cached.load()
+    assert len(caplog.messages) == 1 and len(cached.skipped) == 4
+    plain = CachedImages(data[:2], 8, on_error="skip").load()
+    assert isinstance(plain.data, list) and plain.data == data[:1] and len(plain.skipped) == 1
+    with pytest.raises(ValueError, match=r"^2 of 2 images cannot be loaded: .*1\.png"):
+        CachedImages([data[1], data[3]], 8, on_error="skip").load()
+
+
+def test_skipping_nothing() -> None:
+    data = [{"image": _noise(8, 8)}]
+    cached = CachedImages(data, 8, on_error="skip").load()
+    assert cached.data is data and cached.skipped == []
+
+
+def test_frame_and_hint_reach_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def record(path: str, channels: int, frame: int | None, min_side: int | None) -> np.ndarray:
+        calls.append((path, channels, frame, min_side))
+        return _noise(8, 8)
+
+    monkeypatch.setattr(dataset, "read_image", record)
+    CachedImages([{"image": "a.tif", "frame": 2}, {"image": "b.png"}], 5, num_workers=1).load()
+    assert calls == [("a.tif", 3, 2, 5), ("b.png", 3, None, 5)]
+
+
+def test_frames_of_a_file(tmp_path: Path) -> None:
+    pages = [Image.new("L", (6, 6), value) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    path = str(tmp_path / "a.tif")
+    cached = CachedImages([{"image": path, "frame": frame} for frame in (2, 0)], 6, channels=1)
+    assert cached.images[:, 0, 0, 0].tolist() == [30, 10]
+    with pytest.raises(ValueError, match=r"2 of 2 images cannot be loaded: .*a\.tif"):
+        CachedImages([{"image": path}, {"image": path, "frame": 3}], 6).load()
+
+
 def test_no_progress_bar_in_logs(capfd: pytest.CaptureFixture[str]) -> None:
     for progress in (True, False):
         CachedImages([{"image": _noise(8, 8)}], 8, progress=progress).load()
@@ -225,6 +293,7 @@ def test_no_progress_bar_in_logs(capfd: pytest.CaptureFixture[str]) -> None:
         ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'"),
         ({"channels": 2}, r"channels must be 1 \(gray\) or 3 \(RGB\), got 2"),
         ({"num_workers": 0}, "num_workers must be at least 1 thread, got 0"),
+        ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
         ({"data": [{"label": 1}]}, r"item 0 of data has no 'image', only \['label'\]"),
         ({"data": [{"image": 3}]}, "the image of item 0 of data must be a path or a numpy array, got int"),
         (

@@ -212,6 +212,33 @@ def test_downloads_of_several_archives(tmp_path: Path) -> None:
     assert "readme.txt" not in files(tmp_path / "b")
 
 
+def test_lists_of_the_dogs_may_lie_in_a_folder(tmp_path: Path) -> None:
+    source = dogs(tmp_path / "source" / "dogs")
+    expected = prepare("stanford_dogs", source, tmp_path / "a", SIZE)
+    (source / "lists").mkdir()
+    for split in ("train", "test"):
+        (source / f"{split}_list.mat").rename(source / "lists" / f"{split}_list.mat")
+    done = prepare("stanford_dogs", tmp_path / "source", tmp_path / "b", SIZE)
+    assert (tmp_path / "b" / "lists" / "train_list.mat").is_file()
+    assert contents(tmp_path / "b") == contents(tmp_path / "a") and done.warnings == expected.warnings
+
+
+def test_part_of_a_data_set_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = flowers(tmp_path / "source")
+    for image in (1, 3, 6):  # all of class 1
+        (source / "jpg" / f"image_{image:05d}.jpg").unlink()
+    caplog.clear()
+    done = prepare("oxford_flowers102", source, tmp_path / "out", SIZE)
+    assert done.datalist.info.class_names == ["class 2"] and [item["label"] for item in done.datalist] == [0, 0, 0]
+    warnings = [
+        "oxford_flowers102: 1 train images, the whole data set has 1020",
+        "oxford_flowers102: 0 val images, the whole data set has 1020",
+        "oxford_flowers102: 2 test images, the whole data set has 6149",
+    ]
+    assert done.warnings == warnings
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == warnings
+
+
 def test_unpacked_files_go_before_archives(tmp_path: Path) -> None:
     source = aptos(tmp_path / "source")
     zipped(source, source / "all.zip")

@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 from __future__ import annotations
 
 import logging
@@ -127,9 +126,13 @@ def test_share_of_time_spent_waiting(images: CachedImages, monkeypatch: pytest.M
     def iteration(engine: Engine, batch: float) -> None:
         clock.now += 5.0
 
+    def evaluate(engine: Engine) -> None:
+        clock.now += 100.0  # not part of the time
+
     clock = Clock()
     monkeypatch.setattr(health, "time", clock)
     engine = Engine(iteration)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, evaluate)
     HealthMonitor(ConRecUNet(features=(4, 8)), images, 32, every=5).attach(engine)
     found = metrics_of(engine)
     engine.run(load(), max_epochs=2, epoch_length=2)
@@ -168,7 +171,7 @@ def test_modes_and_hooks_are_as_before(images: CachedImages) -> None:
 # --- collapse ---------------------------------------------------------------------------------------------------------
 
 
-def run_through(states: list[str], images: CachedImages, iterations: int = 100) -> None:
+def run_through(states: list[str], images: CachedImages, iterations: int = 100, count: int = 256) -> None:
     """An epoch for each state of the network."""
     generator = torch.Generator().manual_seed(0)
 
@@ -184,7 +187,7 @@ def run_through(states: list[str], images: CachedImages, iterations: int = 100) 
         }[states[engine.state.epoch - 1]]
 
     engine = Engine(lambda engine, batch: None)
-    HealthMonitor(Blocks(outputs), images, 32).attach(engine)
+    HealthMonitor(Blocks(outputs), images, 32, count=count).attach(engine)
     engine.run(range(iterations), max_epochs=len(states))
 
 
@@ -206,6 +209,15 @@ def test_no_alarm_before_batch_norm_has_settled(images: CachedImages, caplog: py
     assert not caplog.messages
     run_through(["all alike"] * 4, images, iterations=33)
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("collapse in epoch 4: ")
+
+
+def test_few_images_have_few_directions(images: CachedImages, caplog: pytest.LogCaptureFixture) -> None:
+    run_through(["z on a line"], images, count=15)
+    assert not caplog.messages
+    run_through(["all alike"], images, count=2)
+    assert len(caplog.messages) == 1 and "projection_std 0.000 (below 0.1): all images" in caplog.messages[0]
+    run_through(["z on a line"], images, count=16)
+    assert len(caplog.messages) == 2
 
 
 def test_values_that_are_not_finite_end_nothing(images: CachedImages, caplog: pytest.LogCaptureFixture) -> None:
