@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
+from conrec_monai.networks.keras import import_keras
 from conrec_monai.networks.utils import load_encoder, load_model
 from conrec_monai.version import __version__
 
-__all__ = ["__version__", "load_encoder", "load_model"]
+__all__ = ["__version__", "import_keras", "load_encoder", "load_model"]

@@ -248,14 +248,21 @@ def _print_counts(datalist: Any) -> None:
 
 
 def _add_import_keras(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="Keras weights (.h5)")
-    parser.add_argument("target", metavar="TARGET", help="file to write (.pt)")
+    parser.add_argument("source", metavar="SOURCE", help="model file (.hdf5) that the published code saved")
+    parser.add_argument("target", metavar="TARGET", help="file to write (.pt); must not exist")
 
 
 def _run_import_keras(options: argparse.Namespace) -> None:
     from conrec_monai.networks.keras import import_keras
+    from conrec_monai.networks.utils import read_checkpoint
 
-    print(import_keras(options.source, options.target))
+    network = import_keras(options.source, options.target)
+    encoder, whole = (sum(p.numel() for p in module.parameters()) for module in (network.encoder, network))
+    print(f"{options.source}: {type(network).__name__}")
+    for key, value in {**network.config, **read_checkpoint(options.target)["preprocessing"]}.items():
+        print(f"  {key}: {value}")
+    print(f"parameters: {whole:,}, of which {encoder:,} in the encoder")
+    print(f"written: {options.target}")
 
 
 COMMANDS = (
@@ -289,10 +296,11 @@ COMMANDS = (
     ),
     Command(
         "import-keras",
-        "bring weights of the published Keras implementation into this library",
-        "Reads the weights that the published implementation saved, derives the network from their shapes and\n"
-        "writes it in the form that conrec_monai.load_encoder and load_model read.",
-        "example:\n  conrec-monai import-keras weights.h5 encoder.pt",
+        "bring a model of the published Keras implementation into this library",
+        "Reads a model that the published implementation saved (Keras 2, HDF5), derives the network from its graph\n"
+        "and writes it in the form that conrec_monai.load_encoder and load_model read. Nothing in it is executed.\n"
+        'Needs h5py: pip install "conrec-monai[keras]".',
+        "example:\n  conrec-monai import-keras model.hdf5 model.pt",
         _add_import_keras,
         _run_import_keras,
     ),

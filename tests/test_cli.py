@@ -18,14 +18,13 @@ import logging
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from conrec_monai import __version__, cli
+from conrec_monai import __version__, cli, load_encoder, load_model
 from conrec_monai.cli import main
 from conrec_monai.data.prepare import DATA_SETS
 
@@ -304,14 +303,26 @@ def test_commands_import_nothing_heavy_before_they_run() -> None:
     assert done.returncode == 0 and done.stdout == "\n" and "usage: conrec-monai" in done.stderr
 
 
-def test_import_keras_prints_what_was_derived(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    calls = []
+def test_import_keras(oracles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("h5py")
+    source, target = str(oracles / "checkpoint_attention_gray_depth3.hdf5"), tmp_path / "model.pt"
+    assert main(["import-keras", source, str(target)]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    model = load_model(target)
+    assert lines[0] == f"{source}: ConRecUNet" and "in_channels: 1" in lines and "pooling: attention" in lines
+    assert f"features: {model.config['features']}" in lines and any(line.startswith("image_size: ") for line in lines)
+    encoder = sum(parameter.numel() for parameter in load_encoder(target).parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert lines[-2:] == [f"parameters: {whole:,}, of which {encoder:,} in the encoder", f"written: {target}"]
+    before = target.read_bytes()
+    assert main(["import-keras", source, str(target)]) == 1
+    assert capsys.readouterr().err.startswith("Error: ") and target.read_bytes() == before
 
-    def import_keras(*arguments: str) -> str:
-        calls.append(arguments)
-        return "derived"
 
-    fake = types.SimpleNamespace(import_keras=import_keras)
-    monkeypatch.setitem(sys.modules, "conrec_monai.networks.keras", fake)
-    assert main(["import-keras", "a.h5", "b.pt"]) == 0
-    assert calls == [("a.h5", "b.pt")] and "derived" in capsys.readouterr().out
+def test_import_keras_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("h5py")
+    (tmp_path / "x.hdf5").write_bytes(b"no")
+    for name in ("x.hdf5", "none.hdf5"):
+        assert main(["import-keras", str(tmp_path / name), str(tmp_path / "y.pt")]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("Error: ") and name in err and err.count("\n") == 1

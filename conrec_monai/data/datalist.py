@@ -291,9 +291,8 @@ def _drawn(spec: str) -> Found:
         images, labels = phantom_arrays(**values)
         splits, names = [None] * len(images), DR_GRADES
     else:
-        for key in ("train", "test"):
-            if values[key] < 0:
-                raise ValueError(f"{spec}: {key} must not be negative")
+        if min(values["train"], values["test"]) < 0 or values["train"] + values["test"] < 1:
+            raise ValueError(f"{spec}: train and test must be 0 or more, and 1 or more together")
         draw, names = (
             (circle_square_arrays, CIRCLE_SQUARE)
             if word == "circle-square"

@@ -11,8 +11,8 @@
 
 """Vectors of numbers and of texts from MATLAB files.
 
-A reader of its own because that of SciPy is not made for damaged files: some of them end the whole process. This one
-knows two things, vectors and cell arrays of texts; what it does not know it does not touch. The format is described in
+A reader of its own, because that of SciPy is not made for damaged files: some of them end the whole process (seen with
+SciPy 1.17). This one knows vectors and cell arrays of texts, and touches nothing else. The format is described in
 "MAT-File Level 5 File Format" (MathWorks).
 """
 
@@ -55,7 +55,7 @@ def read_numbers(file: Path, name: str) -> list[int]:
     if matrix.kind in _NUMERIC:
         try:
             kind, content, _ = _element(matrix.content, 0, order)
-            values = np.frombuffer(content, np.dtype(_NUMBERS[kind]).newbyteorder(order))
+            values = np.frombuffer(content, np.dtype(order + _NUMBERS[kind]))
         except (ValueError, KeyError) as error:
             raise _damaged(file, error) from error
         if len(values) != _length(file, matrix):
@@ -74,7 +74,7 @@ def read_texts(file: Path, name: str) -> list[str]:
     matrix, order = _find(file, name)
     if matrix.kind != _CELL:
         raise ValueError(f"{file}: {name} must be a cell array of texts")
-    texts = []
+    texts: list[str] = []
     try:
         for kind, content in _elements(matrix.content, order):
             cell = _matrix(content, order) if kind == _MATRIX else None

@@ -77,7 +77,7 @@ class ConRecEvaluator(Evaluator):
         self.views.set_random_state(self.seed)
         self._totals = {name: [] for name in PARTS}
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         inputs, targets = self.views.batch(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
         with self.mode(self.network), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             prediction = self.inferer(inputs.contiguous(memory_format=torch.channels_last), self.network)
@@ -90,12 +90,12 @@ class ConRecEvaluator(Evaluator):
             Keys.PRED: prediction.reconstruction,
             **dict(zip(PARTS, (losses.loss, losses.contrastive, losses.reconstruction, accuracy), strict=True)),
         }
-        engine.state.output = output
+        engine.state.output = [output]
         for name in PARTS:
             self._totals[name].append(output[name])
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        return [output]
 
     def _finish(self, engine: Engine) -> None:
         engine.state.metrics.update({name: torch.stack(values).mean().item() for name, values in self._totals.items()})

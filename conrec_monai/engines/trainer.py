@@ -52,9 +52,11 @@ class ConRecTrainer(Trainer):
     Each iteration takes a batch of decoded images, makes both views of all images in batch on the device, runs them
     through the network as one batch of 2B (so batch-norm statistics are shared) in channels-last memory format, and
     steps the optimizer. Iteration events are those of :class:`monai.engines.SupervisedTrainer`. ``engine.state.output``
-    holds the tensors of the last iteration: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"`` (reconstruction or
-    None) and the scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``, ``"contrastive_accuracy"``,
-    whose means over the epoch are in ``engine.state.metrics`` when it is completed. They stay on the device until then.
+    is a list of one dictionary, the whole batch of the last iteration, so that ``from_engine(["loss"], first=True)``
+    and the handlers of MONAI that are built on it work: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"``
+    (reconstruction or None) and the scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``,
+    ``"contrastive_accuracy"``, whose means over the epoch are in ``engine.state.metrics`` when it is completed. They
+    stay on the device until then.
 
     A run that goes on from :meth:`training_state` is, on the CPU, bit for bit the run that was not interrupted, in the
     middle of an epoch too, when the loader's ``batch_sampler`` has a ``set_position(epoch, batch)``
@@ -120,7 +122,7 @@ class ConRecTrainer(Trainer):
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         if batchdata is None:
             raise ValueError("Must provide batch data for current iteration.")
         images = batchdata[Keys.IMAGE].to(self.device, non_blocking=True)
@@ -142,7 +144,7 @@ class ConRecTrainer(Trainer):
             Keys.LABEL: targets,
             Keys.PRED: None if reconstruction is None else reconstruction.detach(),
         }
-        engine.state.output = output
+        engine.state.output = [output]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = self.loss_function(prediction.projection, reconstruction, targets)
         accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.detach().chunk(2))
@@ -157,7 +159,7 @@ class ConRecTrainer(Trainer):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        return [output]
 
     def _start_epoch(self, engine: Engine) -> None:
         done = self.state.iteration % self.state.epoch_length
@@ -169,7 +171,7 @@ class ConRecTrainer(Trainer):
             self._counted = 0
 
     def _count(self, engine: Engine) -> None:
-        self._totals += torch.stack([self.state.output[name] for name in PARTS])
+        self._totals += torch.stack([self.state.output[0][name] for name in PARTS])
         self._counted += 1
 
     def running_metrics(self) -> dict[str, float]:

@@ -149,7 +149,8 @@ class TripletHandler:
         if state.epoch not in (1, state.max_epochs) and state.epoch % self.every:
             return
         titles = {Keys.IMAGE: "input", Keys.PRED: "reconstruction", Keys.LABEL: "target"}
-        columns = {t: state.output[k][: self.count] for k, t in titles.items() if state.output[k] is not None}
+        output = state.output[0]
+        columns = {t: output[k][: self.count] for k, t in titles.items() if output[k] is not None}
         if self.encoder is not None and has_attention(self.encoder):
             with evaluating(self.encoder):
                 overlay = attention_overlay(columns["input"], self.encoder.attention_map(columns["input"]))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,9 +46,11 @@ class _Layer(NamedTuple):
 _Places = dict[str, tuple[str, _Layer]]
 
 _SAME = {"strides": [1, 1], "dilation_rate": [1, 1], "groups": 1, "data_format": "channels_last"}
+_LATER = {"groups": 1, "keepdims": False}  # settings that files of older releases of TensorFlow 2 lack
 _NORM = {"momentum": 0.9, "epsilon": 1e-5, "scale": True}
 _ATTENTION_NORM = {"momentum": 0.99, "epsilon": 1e-3, "scale": True}
 _CHANNELS_LAST = {"data_format": "channels_last"}
+_AVERAGE = {"keepdims": False, **_CHANNELS_LAST}
 
 
 def import_keras(source: str | os.PathLike, target: str | os.PathLike | None = None) -> ConRecUNet:
@@ -79,24 +82,22 @@ def import_keras(source: str | os.PathLike, target: str | os.PathLike | None = N
         )
     if target is not None:
         target = Path(target)
-        if target.exists() or target.is_symlink():
-            raise ValueError(f"{target} exists; it is not overwritten: name another file.")
-        if not target.parent.is_dir():
-            raise ValueError(f"{target} cannot be written: there is no folder {target.parent}.")
+        _check_target(target)
     try:
+        source.open("rb").close()
         if not h5py.is_hdf5(source):
             raise ValueError(f"{source} is no HDF5 file; a Keras checkpoint of the published implementation is one.")
         with h5py.File(source, "r") as file:
             graph = _Graph(_read_layers(file, source), source)
             network = _empty_network(graph)
             weights = _read_weights(file, graph.places, network, source)
-    except (ValueError, FileNotFoundError):
-        raise
     except Exception as error:  # damaged bytes make HDF5 raise nearly anything
+        if isinstance(error, ValueError) and str(error).startswith(str(source)):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source} cannot be read as a Keras checkpoint (truncated or damaged?): {reason}") from None
-    network = ConRecUNet(**network.config)
-    network.load_state_dict({**network.state_dict(), **weights})  # torch's batch counters stay 0
+    counters = {n: torch.zeros_like(v, device="cpu") for n, v in network.state_dict().items() if n not in weights}
+    network.load_state_dict({**counters, **weights}, assign=True)  # Keras counts no batches
     network.eval()
     if target is not None:
         try:
@@ -104,6 +105,16 @@ def import_keras(source: str | os.PathLike, target: str | os.PathLike | None = N
         except OSError as error:
             raise ValueError(f"{target} cannot be written: {error.strerror or error}.") from None
     return network
+
+
+def _check_target(target: Path) -> None:
+    try:
+        if target.exists() or target.is_symlink():
+            raise ValueError(f"{target} exists; it is not overwritten: name another file.")
+        if not target.parent.is_dir():
+            raise ValueError(f"{target} cannot be written: there is no folder {target.parent}.")
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}.") from None
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------
@@ -162,7 +173,7 @@ class _Graph:
         if len(projections) != 1 or len(reconstructions) > 1:
             raise ValueError(
                 f"{source} is another architecture: expected one projection and at most one reconstruction"
-                f" as outputs, found {', '.join(outputs) or 'none'}."
+                f" as outputs, found {outputs}."
             )
         pooled = self._projection(projections[0])
         last = self._pooling(pooled)
@@ -178,7 +189,7 @@ class _Graph:
     # reading single layers
 
     def _unexpected(self, layer: _Layer, why: str) -> NoReturn:
-        raise ValueError(f"{self.source} is another architecture: layer {layer.name!r} ({layer.kind}): {why}.")
+        raise ValueError(f"{self.source} is another architecture: layer {layer.name[:80]!r} ({layer.kind[:40]!r}): {why}.")
 
     def _get(self, name: str) -> _Layer:
         if name not in self.layers:
@@ -207,24 +218,23 @@ class _Graph:
         if layer.kind not in kinds:
             self._unexpected(layer, f"expected {' or '.join(kinds)}")
         for name, expected in settings.items():
-            found = layer.config.get(name)
+            found = layer.config.get(name, _LATER.get(name))
             if found != expected or type(found) is not type(expected):
-                self._unexpected(layer, f"expected {name} {expected!r}, found {found!r}")
+                self._unexpected(layer, f"expected {name} {expected!r}, found {reprlib.repr(found)}")
         return layer
 
     def _whole(self, layer: _Layer, name: str) -> int:
         value = layer.config.get(name)
         if type(value) is not int or not 1 <= value < 1 << 31:
-            self._unexpected(layer, f"expected {name}, a positive whole number, found {value!r}")
+            self._unexpected(layer, f"expected {name}, a positive whole number, found {reprlib.repr(value)}")
         return value
 
     def _relu(self, layer: _Layer) -> _Layer:
+        """What goes into a ReLU, which Keras has in two forms."""
         if layer.kind == "Activation":
             return self._previous(self._expect(layer, "Activation", activation="relu"))
-        for name in ("max_value", "negative_slope", "threshold"):
-            if layer.config.get(name):
-                self._unexpected(layer, f"expected {name} 0 or none, found {layer.config[name]!r}")
-        return self._previous(self._expect(layer, ("ReLU", "Activation")))
+        self._expect(layer, ("ReLU", "Activation"), max_value=None, negative_slope=0.0, threshold=0.0)
+        return self._previous(layer)
 
     def _conv(self, place: str, layer: _Layer, size: int, activation: str = "linear") -> _Layer:
         self._expect(layer, "Conv2D", kernel_size=[size, size], activation=activation, use_bias=True, **_SAME)
@@ -282,15 +292,14 @@ class _Graph:
             return self._previous(self._expect(layer, "Flatten", **_CHANNELS_LAST))
         if layer.kind == "GlobalAveragePooling2D":
             self.config["pooling"] = "average"
-            return self._previous(self._expect(layer, "GlobalAveragePooling2D", **_CHANNELS_LAST))
+            return self._previous(self._expect(layer, "GlobalAveragePooling2D", **_AVERAGE))
         self.config["pooling"] = "attention"
         # the quotient of two averages: that of the weighted features, and that of the weights
         self._expect(layer, ("GlobalAveragePooling2D", "Flatten", "Lambda"))
         if len(layer.inputs) != 2:
             self._unexpected(layer, f"expected two inputs, found {len(layer.inputs)}")
         above, below = (
-            self._expect(self._skip_identities(name), "GlobalAveragePooling2D", **_CHANNELS_LAST)
-            for name in layer.inputs
+            self._expect(self._skip_identities(name), "GlobalAveragePooling2D", **_AVERAGE) for name in layer.inputs
         )
         weights = self._previous(below)
         product = self._expect(self._previous(above), "Multiply")
@@ -301,16 +310,14 @@ class _Graph:
             self._unexpected(product, f"expected {weights.name!r} as one factor")
         features = factors[1 - factors.index(weights)]
         # Repeats the map for every channel; cancels out of the quotient.
-        self._expect(
-            weights, "Conv2D", kernel_size=[1, 1], activation="linear", use_bias=False, trainable=False, **_SAME
-        )
+        self._expect(weights, "Conv2D", kernel_size=[1, 1], activation="linear", use_bias=False, **_SAME)
         self.places["constant"] = ("constant", weights)
         place = "encoder.pool.branch.conv_"
         branch = self._conv(f"{place}3", self._previous(weights), 1, activation="sigmoid")
         self._expect(branch, "Conv2D", filters=1)
         for i in (2, 1, 0):
             branch = self._conv_norm_relu(f"{place}{i}", self._previous(branch), 1, _ATTENTION_NORM)
-        dropout = self._expect(self._previous(branch), "Dropout", rate=0.5)
+        dropout = self._expect(self._previous(branch), "Dropout", rate=0.5, noise_shape=None)
         if self._previous(dropout) is not features:
             self._unexpected(dropout, f"expected the input {features.name!r}")
         return features
@@ -337,12 +344,14 @@ class _Graph:
     def _input_layer(self, layer: _Layer, divisor: int) -> None:
         shape = self._expect(layer, "InputLayer").config.get("batch_input_shape")
         if not isinstance(shape, list) or len(shape) != 4 or layer.inputs:
-            self._unexpected(layer, f"expected an input of [batch, height, width, channels], found {shape!r}")
+            self._unexpected(
+                layer, f"expected an input of [batch, height, width, channels], found {reprlib.repr(shape)}"
+            )
         _, height, width, channels = shape
         if type(channels) is not int or not 1 <= channels < 1 << 16:
-            self._unexpected(layer, f"expected a number of channels, found {channels!r}")
+            self._unexpected(layer, f"expected a number of channels, found {reprlib.repr(channels)}")
         if height != width or not (height is None or (type(height) is int and height > 0)):
-            self._unexpected(layer, f"expected square images, found {height!r} x {width!r}")
+            self._unexpected(layer, f"expected square images, found {reprlib.repr([height, width])}")
         if height is not None and height % divisor:
             self._unexpected(layer, f"expected a multiple of {divisor} as image size, found {height}")
         self.config["in_channels"] = channels
@@ -375,7 +384,7 @@ class _Graph:
                 skips[i] = self._whole(conv, "filters")
             kinds.add(up.kind)
             if up.kind == "Conv2DTranspose":
-                same = {**_SAME, "strides": [2, 2]}
+                same = {**_SAME, "strides": [2, 2], "output_padding": None}
                 self._expect(up, "Conv2DTranspose", kernel_size=[2, 2], activation="linear", use_bias=True, **same)
                 self.places[f"decoder.ups.{j}.deconv"] = ("conv", up)
             else:
@@ -462,9 +471,13 @@ def _read_weights(file: Any, places: _Places, network: ConRecUNet, source: Path)
 def _layer_arrays(file: Any, layer: str, source: Path) -> dict[str, Any]:
     """The datasets of a layer by the last part of their name, without reading them."""
     group = _child(file, ["model_weights", *layer.split("/")], source)
-    names = group.attrs["weight_names"] if "weight_names" in group.attrs else []
+    if "weight_names" not in group.attrs:
+        return {}
+    shape = group.attrs.get_id("weight_names").shape
+    if len(shape) != 1 or shape[0] > 8:
+        raise ValueError(f"{source}: layer {layer!r}: expected at most 8 weight_names, found the shape {shape}.")
     arrays = {}
-    for name in names:
+    for name in group.attrs["weight_names"]:
         path = (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).split("/")
         arrays[path[-1].split(":")[0]] = _child(group, path, source)
     return arrays
@@ -477,9 +490,9 @@ def _child(group: Any, path: list[str], source: Path) -> Any:
     for part in path:
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and part not in ("", ".") else None
         if link is None:
-            raise ValueError(f"{source} lacks the weights {'/'.join(path)}.")
+            raise ValueError(f"{source} lacks the weights {'/'.join(path)!r}.")
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{source}: {'/'.join(path)} is a link to another place, which is not followed.")
+            raise ValueError(f"{source}: {'/'.join(path)!r} is a link to another place, which is not followed.")
         group = group[part]
     return group
 
@@ -499,7 +512,10 @@ def _read_array(arrays: dict[str, Any], layer: str, name: str, shape: tuple[int,
         raise ValueError(f"{source}: layer {layer!r}: {name} lies in another file, which is not read.")
     if data.chunks and math.prod(data.chunks) > max(data.size, 1 << 20):
         raise ValueError(f"{source}: layer {layer!r}: {name} has chunks of {data.chunks}, larger than the array.")
-    values = np.ascontiguousarray(data[()], dtype=np.float32)
+    if not data.id.get_storage_size():
+        raise ValueError(f"{source}: layer {layer!r}: {name} was never written.")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(data[()], dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{source}: layer {layer!r}: {name} holds values that are not finite.")
     return values

@@ -431,7 +431,7 @@ def test_damaged_files_are_one_line(made: dict[str, tuple[Path, np.ndarray, floa
     file = tmp_path / "damaged"
     change = st.tuples(st.floats(0, 1), st.integers(0, 255))
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(st.integers(0, len(names) - 1), st.lists(change, max_size=4), st.floats(0, 1))
     def damage(kind: int, changes: list[tuple[float, int]], end: float) -> None:
         content = bytearray(contents[kind])

@@ -555,7 +555,7 @@ def test_damaged_files_are_one_line(made: dict[str, tuple[Path, np.ndarray, floa
     contents = [made[name][0].read_bytes() for name in names]
     file = tmp_path / "damaged"
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(
         st.integers(0, len(names) - 1),
         st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),

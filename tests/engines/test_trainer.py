@@ -76,7 +76,7 @@ def losses_of(trainer: ConRecTrainer) -> list[tuple[float, ...]]:
     """Collects the parts of the loss of every iteration of the coming run."""
     found: list[tuple[float, ...]] = []
     trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: found.append(tuple(engine.state.output[p].item() for p in PARTS))
+        Events.ITERATION_COMPLETED, lambda engine: found.append(tuple(engine.state.output[0][p].item() for p in PARTS))
     )
     return found
 
@@ -231,7 +231,7 @@ def test_output_is_what_the_loss_saw(images: CachedImages) -> None:
 
     trainer = make_trainer(images, max_epochs=1, loss_function=loss_function)
     trainer.run()
-    output = trainer.state.output
+    (output,) = trainer.state.output
     projection, reconstruction, target = seen[-1]
     assert len(seen) == EPOCH and projection.shape == (16, 128)
     for name in ("image", "label", "pred"):  # two views of each of 8 images
@@ -250,8 +250,8 @@ def test_simclr(images: CachedImages) -> None:
     losses = losses_of(trainer)
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     trainer.run()
-    assert trainer.state.output["pred"] is None
-    assert torch.equal(trainer.state.output["image"], trainer.state.output["label"])
+    assert trainer.state.output[0]["pred"] is None
+    assert torch.equal(trainer.state.output[0]["image"], trainer.state.output[0]["label"])
     for loss, contrastive, reconstruction, _ in losses:
         assert reconstruction == 0 and loss == pytest.approx(2 * contrastive) and contrastive > 0
     assert all(not torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
@@ -311,7 +311,7 @@ def test_autocast(images: CachedImages, amp: bool, dtype: torch.dtype) -> None:
     )
     trainer.run()
     assert trainer.autocast is amp and dtypes == [dtype] * 2
-    assert all(trainer.state.output[name].dtype == torch.float32 for name in (*PARTS, "image", "label", "pred"))
+    assert all(trainer.state.output[0][name].dtype == torch.float32 for name in (*PARTS, "image", "label", "pred"))
     assert all(np.isfinite(trainer.state.metrics[name]) for name in PARTS)
     assert all(p.dtype == torch.float32 == p.grad.dtype for p in trainer.network.parameters())
     assert not torch.is_autocast_enabled("cpu")

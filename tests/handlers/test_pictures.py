@@ -49,9 +49,9 @@ def cell(picture: np.ndarray, row: int, column: int, side: int) -> np.ndarray:
 def run(handler: TripletHandler, max_epochs: int, *, decoder: bool = True) -> list[Engine]:
     """Epochs of two batches, whose images hold the number of the iteration / 16."""
 
-    def output(engine: Engine, batch: int) -> dict[str, torch.Tensor | None]:
+    def output(engine: Engine, batch: int) -> list[dict[str, torch.Tensor | None]]:
         image = torch.full((8, 3, 16, 16), engine.state.iteration / 16)
-        return {"image": image, "pred": image + 0.25 if decoder else None, "label": image + 0.5}
+        return [{"image": image, "pred": image + 0.25 if decoder else None, "label": image + 0.5}]
 
     engine = Engine(output)
     handler.attach(engine)
@@ -165,7 +165,7 @@ def test_attention_column_of_a_training(tmp_path: Path) -> None:
     assert trainer.network.training and trainer.network.encoder.pool.training
     picture = np.asarray(Image.open(tmp_path / "epoch_0002.png"))
     assert picture.shape == (HEAD + 2 * 132, 4 * 132, 3)
-    output = trainer.state.output
+    (output,) = trainer.state.output
     with torch.no_grad():
         maps = trainer.network.encoder.eval().attention_map(output["image"][:2])
     columns = [output["image"], attention_overlay(output["image"][:2], maps), output["pred"], output["label"]]

@@ -115,86 +115,6 @@ def test_published_network_in_inference_and_training_mode(oracles):
     _close(output.representation, z["representation"])
 
 
-@pytest.mark.parametrize("name", ["attention_rgb", "attention_gray_depth3", "pooling_rgb", "transpose_skip1"])
-def test_published_architectures(oracles, name):
-    h5py = pytest.importorskip("h5py")
-    z = np.load(oracles / f"checkpoint_{name}.npz")
-    config = json.loads(str(z["config"]).replace("'", '"').replace("None", "null"))
-    features = tuple(config["filters"] * 2**i for i in range(config["depth"]))
-    net = ConRecUNet(
-        in_channels=config["in_channels"],
-        features=features,
-        pooling="attention" if config["pooling"] == "ga_attention" else "average",
-        skip_levels=config["skip_levels"],
-        upsample="deconv" if config["decoder"] == "transpose" else "nontrainable",
-        projection_dim=config["projection_dim"],
-    )
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-    with h5py.File(oracles / f"checkpoint_{name}.hdf5") as f:
-        f["model_weights"].visititems(
-            lambda path, item: (
-                arrays.setdefault(path.split("/")[-2], {}).update({path.split("/")[-1].split(":")[0]: item[()]})
-                if isinstance(item, h5py.Dataset)
-                else None
-            )
-        )
-
-    def group(prefix: str, skip: str | None = None) -> list[dict[str, np.ndarray]]:
-        names = [n for n in arrays if n.startswith(prefix) and (skip is None or not n.startswith(skip))]
-        return [arrays[n] for n in sorted(names, key=lambda n: int(n.rsplit("_", 1)[1]) if n[-1].isdigit() else 0)]
-
-    # Layers are numbered in the order in which they are built; a skip path that is built but not used is not saved.
-    convs, norms, dense = group("conv2d", "conv2d_transpose"), group("batch_norm"), group("dense")
-    ups = group("conv2d_transpose")
-    encoder, skips = [], {}
-    levels = len(features)
-    for i in range(levels):
-        encoder += [x for pair in zip(convs[:2], norms[:2], strict=True) for x in pair]
-        del convs[:2], norms[:2]
-        if i < net.config["skip_levels"]:
-            skips[i] = [convs.pop(0), norms.pop(0)]
-    branch_convs = 4 if config["pooling"] == "ga_attention" else 0
-    # The projection head and then the attention branch or the reverse: told apart by their widths below.
-    branch, convs = convs[:branch_convs], convs[branch_convs:]
-    no_beta = next(i for i, n in enumerate(norms) if "beta" not in n)
-    if branch:
-        in_front = no_beta - 2  # norms of the attention branch that come before the three of the projection
-        projection_norms = norms[in_front : no_beta + 1]
-        rest = norms[:in_front] + norms[no_beta + 1 :]
-        decoder_count = 2 * (levels - 1)
-        widths = [features[-1] // 2, features[-1] // 4, features[-1] // 8]
-        start = next(
-            i
-            for i in range(len(rest) - 2)
-            if [len(n["gamma"]) for n in rest[i : i + 3]] == widths and i in (0, decoder_count)
-        )
-        branch_norms = rest[start : start + 3]
-        decoder_norms = rest[:start] + rest[start + 3 :]
-        interleaved = [x for pair in zip(branch[:3], branch_norms, strict=True) for x in pair] + [branch[3]]
-        _KerasWeights(encoder).fill(net.encoder.levels)
-        _KerasWeights(interleaved).fill(net.encoder.pool)
-    else:
-        projection_norms, decoder_norms = norms[: no_beta + 1], norms[no_beta + 1 :]
-        _KerasWeights(encoder).fill(net.encoder)
-    _KerasWeights([x for pair in zip(dense, projection_norms, strict=True) for x in pair]).fill(net.projection)
-    for j in range(levels - 1):
-        i = levels - 2 - j
-        if ups:
-            net.decoder.ups[j].deconv.weight.data.copy_(torch.tensor(ups[j]["kernel"]).permute(3, 2, 0, 1))
-            net.decoder.ups[j].deconv.bias.data.copy_(torch.tensor(ups[j]["bias"]))
-        if i in skips:
-            _KerasWeights(skips[i]).fill(net.decoder.skips[j])
-        pair = slice(2 * j, 2 * j + 2)
-        _KerasWeights([x for two in zip(convs[pair], decoder_norms[pair], strict=True) for x in two]).fill(
-            net.decoder.levels[j]
-        )
-    _KerasWeights([arrays["reconst_output"]]).fill(net.decoder.output)
-    output = net.eval()(torch.tensor(z["x"]))
-    _close(output.representation, z["representation"])
-    _close(output.projection, z["projection"])
-    _close(output.reconstruction, z["reconstruction"])
-
-
 def test_attention_pool_of_the_published_implementation(oracles):
     z = np.load(oracles / "augmentation_exact.npz")
     layers: dict[str, dict[str, np.ndarray]] = {}
@@ -305,6 +225,27 @@ def test_every_parameter_learns():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         ConRecUNet(**arguments)
+
+
+def test_scripted_attention_map():
+    encoder = ConRecEncoder(features=SMALL).eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(torch.jit.script(encoder).attention_map(x), encoder.attention_map(x))
+    scripted = torch.jit.script(ConRecEncoder(features=SMALL, pooling="average"))
+    with pytest.raises(torch.jit.Error, match="no attention map"):
+        scripted.attention_map(x)
+
+
+def test_seeded_weights_stay_the_same():
+    """Results are reported with their seed: the order in which weights are drawn is part of them."""
+    torch.manual_seed(3)
+    net = ConRecUNet(features=(8, 16), projection_dim=16)
+    names = ("encoder.levels.0.conv_0.conv.weight", "projection.linear_2.weight", "decoder.output.weight")
+    assert [round(net.get_parameter(name).flatten()[0].item(), 5) for name in names] == [
+        -0.20224,
+        0.00851,
+        -0.59124,
+    ]
 
 
 def test_image_size_error():

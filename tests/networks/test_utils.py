@@ -22,8 +22,16 @@ import torch
 from torch import nn
 
 from conrec_monai.networks import utils
-from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet
-from conrec_monai.networks.utils import load_encoder, load_model, load_weights, read_checkpoint, save_checkpoint
+from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, DenseNetEncoder, EncoderClassifier, SimCLRNet
+from conrec_monai.networks.utils import (
+    build_network,
+    load_encoder,
+    load_model,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    untrained_like,
+)
 
 PREPROCESSING = {"image_size": 32, "resize": "squash"}
 
@@ -92,6 +100,107 @@ def test_round_trip(config: dict[str, Any], tmp_path: Path) -> None:
         encoder = load_encoder(tmp_path / name)
         assert type(encoder) is ConRecEncoder and encoder.config == network.encoder.config and not encoder.training
         assert torch.equal(encoder(x), network(x).representation)
+
+
+def with_encoder(kind: str) -> tuple[nn.Module, nn.Module]:
+    """A network and its encoder."""
+    torch.manual_seed(0)
+    encoder: nn.Module = DenseNetEncoder(1) if kind == "DenseNetEncoder" else ConRecEncoder(features=(4, 8))
+    network = {"SimCLRNet": lambda e: SimCLRNet(e, 16, 2), "EncoderClassifier": lambda e: EncoderClassifier(e, 5, True)}
+    return network.get(kind, lambda e: e)(encoder), encoder
+
+
+@pytest.mark.parametrize("kind", ["ConRecEncoder", "DenseNetEncoder", "SimCLRNet", "EncoderClassifier"])
+def test_other_networks(kind: str, tmp_path: Path) -> None:
+    network, encoder = with_encoder(kind)
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, network, PREPROCESSING)
+    assert read_checkpoint(path)["kind"] == kind
+    found = [load_encoder(path)]
+    assert type(found[0]) is type(encoder) and found[0].config == encoder.config and not found[0].training
+    if network is encoder:
+        with pytest.raises(ValueError, match="holds an encoder alone"):
+            load_model(path)
+    else:
+        model = load_model(path)
+        assert type(model) is type(network) and model.config == network.config and not model.training
+        assert all(torch.equal(v, network.state_dict()[name]) for name, v in model.state_dict().items())
+        found.append(model.encoder)
+    for other in found:
+        assert all(torch.equal(v, encoder.state_dict()[name]) for name, v in other.state_dict().items())
+    if kind == "EncoderClassifier":
+        assert not any(p.requires_grad for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["ConRecUNet", "ConRecEncoder", "DenseNetEncoder", "SimCLRNet", "EncoderClassifier"])
+def test_untrained_like(kind: str) -> None:
+    network = make_network(upsample="deconv") if kind == "ConRecUNet" else with_encoder(kind)[0]
+    state = torch.get_rng_state()
+    twin = untrained_like(network)
+    assert type(twin) is type(network) and twin.config == network.config
+    assert {n: v.shape for n, v in twin.state_dict().items()} == {n: v.shape for n, v in network.state_dict().items()}
+    assert not all(torch.equal(v, network.state_dict()[n]) for n, v in twin.state_dict().items() if v.ndim > 1)
+    torch.set_rng_state(state)
+    again = build_network(kind, network.config)  # the weights depend on the seed alone
+    assert all(torch.equal(v, again.state_dict()[n]) for n, v in twin.state_dict().items())
+
+
+class OtherEncoder(nn.Identity):
+    num_features = 3
+
+
+class Subclass(ConRecEncoder):
+    pass
+
+
+def test_networks_that_cannot_be_rebuilt(tmp_path: Path) -> None:
+    for network, message in (
+        (nn.Linear(2, 1), "a Linear cannot be rebuilt from a checkpoint; expected one of"),
+        (Subclass(features=(4, 8)), "a Subclass cannot be rebuilt"),
+        (SimCLRNet(OtherEncoder()), r"a OtherEncoder cannot be rebuilt .* as encoder"),
+        (EncoderClassifier(OtherEncoder(), 2), r"a OtherEncoder cannot be rebuilt .* as encoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_checkpoint(tmp_path / "a.pt", network, PREPROCESSING)
+        with pytest.raises(ValueError, match=message):
+            untrained_like(network)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("UNet", {}, "a network must be one of .*, got 'UNet'"),
+        (
+            "DenseNetEncoder",
+            {"weights": "imagenet"},
+            "no valid DenseNetEncoder .* unexpected keyword argument 'weights'",
+        ),
+        ("DenseNetEncoder", {"in_channels": 2}, "no valid DenseNetEncoder configuration: in_channels must be 1"),
+        ("SimCLRNet", {}, "encoder must be a dictionary of kind and config, got None"),
+        ("SimCLRNet", {"encoder": {"kind": "SimCLRNet", "config": {}}}, "encoder must be one of"),
+        ("SimCLRNet", {"encoder": {"kind": [], "config": {}}}, "encoder must be one of"),
+        ("SimCLRNet", {"encoder": {"kind": "ConRecEncoder", "config": None}}, "encoder must be one of"),
+        ("EncoderClassifier", {"encoder": {"kind": "ConRecEncoder", "config": {}}}, "missing .*'num_classes'"),
+        (
+            "EncoderClassifier",
+            {"encoder": {"kind": "ConRecEncoder", "config": {"pooling": "max"}}, "num_classes": 2},
+            "no valid EncoderClassifier configuration: no valid ConRecEncoder configuration: pooling must be",
+        ),
+    ],
+)
+def test_configurations_that_are_none(kind: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(kind, config)
+    if kind == "UNet":
+        return
+    save_checkpoint(tmp_path / "a.pt", make_network(), PREPROCESSING)
+    changed(tmp_path / "a.pt", kind=kind, config=config)
+    load = load_encoder if kind == "DenseNetEncoder" else load_model
+    with pytest.raises(ValueError, match=r"a\.pt holds .*" + message):
+        load(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt "):
+        load_encoder(tmp_path / "a.pt")
 
 
 def test_content(encoder_file: Path) -> None:
@@ -243,7 +352,7 @@ def test_kinds(encoder_file: Path) -> None:
         load_model(encoder_file)
     changed(encoder_file, kind="UNet")
     for load in (load_model, load_encoder):
-        with pytest.raises(ValueError, match=r"holds a UNet, expected one of \['ConRecEncoder', 'ConRecUNet'\]"):
+        with pytest.raises(ValueError, match=r"holds a UNet, expected one of \['ConRecEncoder', 'ConRecUNet', 'Dense"):
             load(encoder_file)
 
 
