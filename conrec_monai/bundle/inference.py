@@ -98,7 +98,8 @@ def check_inference(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     if attention_maps not in (None, True, False):
         raise ValueError(f"attention_maps must be True, False or null, got {attention_maps!r}.")
-    pooling = encoder.config.get("pooling")
+    config: Any = encoder.config
+    pooling = config.get("pooling")
     if attention_maps and pooling != "attention":
         raise ValueError(f"attention_maps needs an encoder that pools by attention; this one has pooling {pooling!r}.")
     checked_device(device)

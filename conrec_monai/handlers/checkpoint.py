@@ -51,7 +51,7 @@ FREE_SETTINGS = {
 
 def data_fingerprint(data: Sequence[Mapping[str, Any]]) -> str:
     """A hash of the ids of a run's images, in their order."""
-    return hashlib.sha256("\0".join(str(item["id"]) for item in data).encode()).hexdigest()
+    return hashlib.sha256("\0".join(str(item["id"]) for item in data).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def check_resume(
@@ -194,8 +194,8 @@ class RunCheckpoint:
             return
         save_checkpoint(path, self.network, self.preprocessing, training=training)
         if self.every and not within and engine.state.epoch % self.every == 0:
-            kept = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
-            save_checkpoint(kept, self.network, self.preprocessing, training=training)
+            snapshot = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
+            save_checkpoint(snapshot, self.network, self.preprocessing, training=training)
         done, length = engine.state.iteration, engine.state.epoch_length
         if self._signal is not None and done < length * engine.state.max_epochs:
             self._restore_signals()

@@ -69,7 +69,7 @@ class EmbeddingWriter:
         ids = [str(item["id"]) for item in self.data]
         npz, table = self.output_dir / "embeddings.npz", self.output_dir / "embeddings.csv"
         np.savez(npz, embedding=embedding, id=np.array(ids), image=np.array(images), label=np.array(labels))
-        with table.open("w", newline="", encoding="utf-8") as file:
+        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "image", "label", *(f"h_{i}" for i in range(embedding.shape[1]))])
             for row, image, label, h in zip(ids, images, labels, embedding, strict=True):
