@@ -13,8 +13,25 @@
 
 from __future__ import annotations
 
-from conrec_monai.networks.keras import import_keras
-from conrec_monai.networks.utils import load_encoder, load_model
+from typing import TYPE_CHECKING, Any
+
 from conrec_monai.version import __version__
 
+if TYPE_CHECKING:
+    from conrec_monai.networks.keras import import_keras
+    from conrec_monai.networks.utils import load_encoder, load_model
+
 __all__ = ["__version__", "import_keras", "load_encoder", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and MONAI when they are needed: the command line answers --help without them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from conrec_monai.networks import keras, utils
+
+    return getattr(keras if name == "import_keras" else utils, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

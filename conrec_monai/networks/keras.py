@@ -189,7 +189,9 @@ class _Graph:
     # reading single layers
 
     def _unexpected(self, layer: _Layer, why: str) -> NoReturn:
-        raise ValueError(f"{self.source} is another architecture: layer {layer.name[:80]!r} ({layer.kind[:40]!r}): {why}.")
+        raise ValueError(
+            f"{self.source} is another architecture: layer {layer.name[:80]!r} ({layer.kind[:40]!r}): {why}."
+        )
 
     def _get(self, name: str) -> _Layer:
         if name not in self.layers:

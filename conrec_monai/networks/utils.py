@@ -58,7 +58,7 @@ def build_network(kind: str, config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: for another kind, or arguments that it does not take.
     """
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"a network must be one of {sorted(_KINDS)}, got {kind!r}.")
     arguments = dict(config)
     try:
@@ -66,7 +66,7 @@ def build_network(kind: str, config: Mapping[str, Any]) -> nn.Module:
             encoder = arguments.pop("encoder", None)
             if not isinstance(encoder, Mapping) or encoder.keys() != {"kind", "config"}:
                 raise ValueError(f"encoder must be a dictionary of kind and config, got {encoder!r}.")
-            if encoder["kind"] not in _ENCODERS or not isinstance(encoder["config"], Mapping):
+            if not _is_encoder(encoder["kind"]) or not isinstance(encoder["config"], Mapping):
                 raise ValueError(f"encoder must be one of {sorted(_ENCODERS)} with its config, got {encoder!r}.")
             return _KINDS[kind](build_network(encoder["kind"], encoder["config"]), **arguments)
         if "weights" in arguments:  # no other file, no download
@@ -74,6 +74,10 @@ def build_network(kind: str, config: Mapping[str, Any]) -> nn.Module:
         return _KINDS[kind](**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"no valid {kind} configuration: {error}") from None
+
+
+def _is_encoder(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in _ENCODERS
 
 
 def untrained_like(network: nn.Module) -> nn.Module:
@@ -272,7 +276,7 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
             entry = config.get("encoder")
             entry = entry if isinstance(entry, dict) else {}
             kind, config = entry.get("kind"), entry.get("config")
-            if not isinstance(kind, str) or kind not in _ENCODERS or not isinstance(config, dict):
+            if not _is_encoder(kind) or not isinstance(config, dict):
                 raise ValueError(f"{path} holds no valid encoder: expected one of {sorted(_ENCODERS)}, found {kind!r}.")
         state_dict = {k.removeprefix(_PREFIX): v for k, v in state_dict.items() if k.startswith(_PREFIX)}
     encoder: Encoder = _build(kind, config, state_dict, path)

@@ -135,14 +135,11 @@ def test_other_networks(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["ConRecUNet", "ConRecEncoder", "DenseNetEncoder", "SimCLRNet", "EncoderClassifier"])
 def test_untrained_like(kind: str) -> None:
     network = make_network(upsample="deconv") if kind == "ConRecUNet" else with_encoder(kind)[0]
-    state = torch.get_rng_state()
     twin = untrained_like(network)
     assert type(twin) is type(network) and twin.config == network.config
     assert {n: v.shape for n, v in twin.state_dict().items()} == {n: v.shape for n, v in network.state_dict().items()}
     assert not all(torch.equal(v, network.state_dict()[n]) for n, v in twin.state_dict().items() if v.ndim > 1)
-    torch.set_rng_state(state)
-    again = build_network(kind, network.config)  # the weights depend on the seed alone
-    assert all(torch.equal(v, again.state_dict()[n]) for n, v in twin.state_dict().items())
+    assert twin.training
 
 
 class OtherEncoder(nn.Identity):
