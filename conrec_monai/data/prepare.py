@@ -18,27 +18,20 @@ the original, with the same labels, groups and splits. Nothing is downloaded, Re
 from __future__ import annotations
 
 import fnmatch
-import gzip
 import hashlib
 import json
 import logging
-import lzma
 import os
-import re
 import shutil
-import stat
-import tarfile
 import tempfile
 import time
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,6 +39,7 @@ from tqdm import tqdm
 
 from conrec_monai.version import __version__
 
+from .archives import JOIN, Member, check_members, fetched, is_part, list_members
 from .datalist import Datalist, load_datalist
 from .image_reader import read_image
 
@@ -59,20 +53,8 @@ MEDMNIST_SIZES = (28, 64, 128, 224)  # pixels; what MedMNIST+ offers
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".tif", ".tiff", ".bmp")
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-_PART = re.compile(r"\.(zip|tar|tgz|gz|7z|rar)\.\d+$|\.z\d\d$", re.IGNORECASE)  # of an archive in several files
-_BROKEN_ARCHIVE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    gzip.BadGzipFile,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-)
 
-# What an archive may hold; photographs and tables lie far below, bombs above.
-MAX_MEMBERS = 1_000_000
+# Photographs and tables lie far below, bombs above.
 MAX_TABLE_BYTES = 2**26
 MAX_IMAGE_BYTES = 2**29
 
@@ -309,7 +291,7 @@ def _prepare_folder(
 class _Plan(NamedTuple):
     """What there is to do: files by their path in the output."""
 
-    images: dict[str, _Member]
+    images: dict[str, Member]
     tables: dict[str, bytes]
     datalist: Datalist
     contents: list[tuple[Any, ...]]
@@ -318,9 +300,9 @@ class _Plan(NamedTuple):
 
 def _plan(data_set: DataSet, source: Path, image_format: str | None) -> _Plan:
     """Find out what the source holds, and let `load_datalist` say which images are needed."""
-    members = _members(source)
-    parts = [name for name in members if _PART.search(name)]
-    hint = f" ({parts[0]} is a part of an archive in several files. {_JOIN})" if parts else ""
+    members = list_members(source)
+    parts = [name for name in members if is_part(name)]
+    hint = f" ({parts[0]} is a part of an archive in several files. {JOIN})" if parts else ""
     root = _root(data_set, source, members, hint)
     inside = {name[len(root) :]: member for name, member in members.items() if name.startswith(root)}
     wanted = {
@@ -328,9 +310,9 @@ def _plan(data_set: DataSet, source: Path, image_format: str | None) -> _Plan:
         for name, member in inside.items()
         if any(fnmatch.fnmatch(name.lower(), pattern.lower()) for pattern in data_set.tables)
     }
-    _check_members(wanted, MAX_TABLE_BYTES)
-    tables = {name: path.read_bytes() for name, path in _fetched(wanted, MAX_TABLE_BYTES)}
-    images: dict[str, _Member] = {}
+    check_members(wanted, MAX_TABLE_BYTES)
+    tables = {name: path.read_bytes() for name, path in fetched(wanted, MAX_TABLE_BYTES)}
+    images: dict[str, Member] = {}
     names: dict[str, str] = {}
     for name, member in sorted(inside.items()):
         if not name.lower().endswith(_IMAGE_SUFFIXES):
@@ -353,7 +335,7 @@ def _plan(data_set: DataSet, source: Path, image_format: str | None) -> _Plan:
             raise ValueError(f"{source} reads as {datalist.info.name}, which is not {data_set.title}{hint}")
         contents = _contents(datalist, sketch)
     needed = {row[0]: images[row[0]] for row in contents}
-    _check_members(needed, MAX_IMAGE_BYTES)
+    check_members(needed, MAX_IMAGE_BYTES)
     digest = hashlib.sha256()
     for name, content in sorted(tables.items()):
         digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode("utf-8", "surrogateescape"))
@@ -362,7 +344,7 @@ def _plan(data_set: DataSet, source: Path, image_format: str | None) -> _Plan:
     return _Plan(needed, tables, datalist, contents, digest.hexdigest())
 
 
-def _root(data_set: DataSet, source: Path, members: dict[str, _Member], hint: str) -> str:
+def _root(data_set: DataSet, source: Path, members: dict[str, Member], hint: str) -> str:
     """Return what all names of the data set begin with: nothing, or folders with a slash at the end."""
     pattern = data_set.mark.lower()
     depth = pattern.count("/") + 1
@@ -467,7 +449,7 @@ def _check_settings(output: Path, earlier: dict[str, Any], settings: dict[str, A
             )
 
 
-def _shrink_all(todo: dict[str, _Member], output: Path, settings: dict[str, Any], workers: int, total: int) -> None:
+def _shrink_all(todo: dict[str, Member], output: Path, settings: dict[str, Any], workers: int, total: int) -> None:
     """Write all images, in threads (PIL decodes, resizes and encodes without the interpreter lock).
 
     Images that cannot be read are told together at the end, so that they do not cost the others; whatever hinders
@@ -484,7 +466,7 @@ def _shrink_all(todo: dict[str, _Member], output: Path, settings: dict[str, Any]
         with (
             open(state, "a", encoding="utf-8") as journal,
             _Progress(total, total - len(todo)) as progress,
-            closing(_fetched(todo, MAX_IMAGE_BYTES, scratch)) as files,
+            closing(fetched(todo, MAX_IMAGE_BYTES, scratch)) as files,
         ):
             if journal.tell() == 0:
                 print(json.dumps(settings), file=journal, flush=True)
@@ -721,173 +703,3 @@ def _splits(datalist: Datalist) -> dict[str, dict[str, Any]]:
             "labels": {str(label): counts[label] for label in sorted(counts)},
         }
     return result
-
-
-# --- where files come from --------------------------------------------------------------------------------------------
-
-
-class _Member(NamedTuple):
-    """A file of the source: unpacked (`file`) or in an archive (`archive` and what it calls the file)."""
-
-    size: int
-    file: Path | None = None
-    archive: Path | None = None
-    name: str = ""
-    problem: str | None = None  # why it is not read
-
-
-def _members(source: Path) -> dict[str, _Member]:
-    """List the files of a folder, or of an archive, by their path in it.
-
-    Archives that lie in the folder itself count as unpacked there; a file that is unpacked already goes first.
-    """
-    if not source.is_dir():
-        if _PART.search(source.name):
-            raise ValueError(f"{source} is a part of an archive in several files. {_JOIN}")
-        return _archive_members(source)
-    members: dict[str, _Member] = {}
-    archives: list[Path] = []
-    seen = set()
-    for folder, folders, files in os.walk(source, onerror=_fail, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for file in sorted(name for name in files if not _hidden(name)):
-            path = Path(folder, file)
-            if path.parent == source and file.lower().endswith(_ARCHIVE_SUFFIXES):
-                archives.append(path)
-            elif path.is_file():
-                members[path.relative_to(source).as_posix()] = _Member(path.stat().st_size, path)
-    packed: dict[str, _Member] = {}
-    for archive in archives:
-        for name, member in _archive_members(archive).items():
-            if name in packed:
-                member = member._replace(problem=f"is in {packed[name].archive} too")
-            packed[name] = member
-    return {**packed, **members}
-
-
-def _fail(error: OSError) -> None:
-    raise error  # a folder that may not be read is not an empty one
-
-
-_JOIN = "Join the parts first: cat NAME.zip.* > NAME.zip"
-
-
-def _archive_members(path: Path) -> dict[str, _Member]:
-    """List the regular files of an archive, by cleaned name.
-
-    Raises:
-        ValueError: when it is no archive, damaged, holds too many files, or a name in it leads out of it.
-    """
-    members: dict[str, _Member] = {}
-    for name, size, problem in _listed(path):
-        if len(members) >= MAX_MEMBERS:
-            raise ValueError(f"{path} holds more than {MAX_MEMBERS} files")
-        clean = name.replace("\\", "/")
-        parts = [part for part in clean.split("/") if part not in ("", ".")]
-        if clean.startswith("/") or ".." in parts or re.match("[A-Za-z]:", clean):
-            raise ValueError(f"{path}: the name {name!r} leads out of the archive; do not trust it")
-        if not parts or any(map(_hidden, parts)):
-            continue
-        key = "/".join(parts)
-        members[key] = _Member(size, None, path, name, "is there twice" if key in members else problem)
-    return members
-
-
-def _listed(path: Path) -> Iterator[tuple[str, int, str | None]]:
-    """Yield name, size and what is wrong with it of each member of an archive that is not a folder."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    problem = None if kind in (0, stat.S_IFREG) else "is a link or a device"
-                    if info.flag_bits & 1:
-                        problem = "is encrypted"
-                    if not info.is_dir():
-                        yield info.filename, info.file_size, problem
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if not member.isdir():
-                        yield member.name, member.size, None if member.isreg() else "is a link or a device"
-        else:
-            raise ValueError(f"{path} is not an archive that can be read (.zip, .tar, .tar.gz), or not whole")
-    except _BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-
-
-def _check_members(members: dict[str, _Member], limit: int) -> None:
-    for member in members.values():
-        where = f"{member.archive}: {member.name!r}" if member.archive else str(member.file)
-        if member.problem is not None:
-            raise ValueError(f"{where} {member.problem}; if you trust the archive, unpack it and give the folder")
-        if member.size > limit:
-            raise ValueError(f"{where} has {member.size} bytes, more than the limit of {limit}")
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _fetched(
-    members: dict[str, _Member], limit: int, scratch: Path | None = None
-) -> Generator[tuple[str, Path], None, None]:
-    """Yield key and a readable file of each member.
-
-    Members of archives are copied to `scratch` in the order of the archive, where whoever takes them deletes them; to
-    a folder of their own, for as long as this iterates, by default.
-
-    Raises:
-        ValueError: when a member is longer than `limit` bytes, whatever the archive says, or damaged.
-    """
-    for key, member in members.items():
-        if member.file is not None:
-            yield key, member.file
-    packed: dict[Path, dict[str, str]] = {}
-    for key, member in members.items():
-        if member.archive is not None:
-            packed.setdefault(member.archive, {})[member.name] = key
-    if not packed:
-        return
-    with tempfile.TemporaryDirectory(prefix="conrec-prepare-") as folder:
-        place = scratch or Path(folder)
-        number = 0
-        for archive, keys in sorted(packed.items()):
-            for name, stream in _opened(archive, set(keys)):
-                path = place / f"member-{number}"
-                number += 1
-                _copy(stream, path, limit, f"{archive}: {name}")
-                yield keys[name], path
-
-
-def _opened(path: Path, names: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if info.filename in names:
-                        with archive.open(info) as stream:
-                            yield info.filename, stream
-        else:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if member.name in names and (file := tar.extractfile(member)):
-                        yield member.name, file
-    except _BROKEN_ARCHIVE as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-
-
-def _copy(stream: IO[bytes], path: Path, limit: int, where: str) -> None:
-    try:
-        with open(path, "wb") as file:
-            while chunk := stream.read(2**20):
-                file.write(chunk)
-                if file.tell() > limit:
-                    raise ValueError(f"{where} is larger than {limit} bytes")
-    except _BROKEN_ARCHIVE as error:
-        raise ValueError(f"{where} is damaged: {' '.join(str(error).split())}") from None

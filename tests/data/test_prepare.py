@@ -29,7 +29,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from conrec_monai.data import load_datalist, read_image
+from conrec_monai.data import archives, load_datalist, read_image
 from conrec_monai.data import prepare as module
 from conrec_monai.data.prepare import DATA_SETS, Prepared, prepare
 
@@ -657,7 +657,7 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 50)
     with pytest.raises(ValueError, match="data.zip: 'train_images/a.png' has .* more than the limit of 50"):
         prepare("aptos2019", archive, tmp_path / "out")
-    monkeypatch.setattr(module, "MAX_MEMBERS", 1)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 1)
     with pytest.raises(ValueError, match="holds more than 1 files"):
         prepare("aptos2019", archive, tmp_path / "out")
 
@@ -665,7 +665,7 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_length_that_the_archive_understates(tmp_path: Path) -> None:
     content = io.BytesIO(b"x" * 100)
     with pytest.raises(ValueError, match="is larger than 50 bytes"):
-        module._copy(content, tmp_path / "copy", 50, "an archive: a member")
+        archives.copy_member(content, tmp_path / "copy", 50, "an archive: a member")
 
 
 def test_member_twice(tmp_path: Path) -> None:
