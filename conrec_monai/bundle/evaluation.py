@@ -105,7 +105,7 @@ def evaluate_checkpoint(
         num_workers,
         on_error=on_error,
     )
-    decode(output_dir, 1, whole)
+    decode(output_dir, whole)
     images = central_part(whole.images, size)
     labels, groups = whole.labels.tolist(), whole.groups
     splits = [item["split"] for item in whole.data]

@@ -41,6 +41,7 @@ __all__ = [
     "check_network",
     "check_training",
     "decode",
+    "decode_training",
     "pretraining_data",
     "probe_data",
     "training_settings",
@@ -149,28 +150,43 @@ def probe_data(
     )
 
 
-def decode(
-    output_dir: str | os.PathLike, batch_size: int, training: CachedImages, others: Sequence[CachedImages] = ()
-) -> None:
-    """Decodes the images of a run before it starts, and writes what was left out to ``skipped.csv``.
+def decode(output_dir: str | os.PathLike, *datasets: CachedImages) -> None:
+    """Decodes images before the work starts, and writes what was left out to ``skipped.csv``.
 
     Args:
         output_dir: folder of the manifest; it exists.
-        batch_size: that the images to train on must fill.
-        training: images to train on.
-        others: further images to decode; the same object may be among them.
+        *datasets: to decode; the same one may be there twice.
 
     Raises:
-        ValueError: when images cannot be read, or too few are left.
+        ValueError: when images cannot be read and none may be left out, or none is left.
     """
-    chosen = list({id(dataset): dataset for dataset in (training, *others)}.values())
+    chosen = list({id(dataset): dataset for dataset in datasets}.values())
     for dataset in chosen:
         dataset.load()
-    if len(training) < batch_size:
-        raise ValueError(f"batch_size {batch_size} is larger than the {len(training)} images that could be read.")
     skipped = [entry for dataset in chosen for entry in dataset.skipped]
     if skipped:
         write_manifest(Path(output_dir) / "skipped.csv", skipped)
+
+
+def decode_training(settings: Mapping[str, Any], training: CachedImages, others: Sequence[CachedImages] = ()) -> None:
+    """:func:`decode` for a pretraining, and once more the checks that depend on which images can be read.
+
+    Args:
+        settings: of :func:`training_settings`.
+        training: images to train on.
+        others: images of the validation and the probe.
+
+    Raises:
+        ValueError: see :func:`decode`; and when too few images are left, or a run that goes on had others.
+    """
+    decode(settings["output_dir"], training, *others)
+    if len(training) < settings["batch_size"]:
+        raise ValueError(
+            f"batch_size {settings['batch_size']} is larger than the {len(training)} images that could be read."
+        )
+    path = Path(settings["output_dir"]) / CHECKPOINT
+    if path.is_file() and isinstance(training.data, Datalist):
+        _check_goes_on(path, settings, training.data)
 
 
 def checked_device(device: torch.device | str | None) -> torch.device:
@@ -288,7 +304,7 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
                 f"batch_size {settings['batch_size']} is larger than the {what}: {len(part)} images in"
                 f" {settings['dataset_dir']}."
             )
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    processes = _processes()
     if settings["batch_size"] % processes or settings["batch_size"] < 2 * processes:
         raise ValueError(
             f"batch_size, of all {processes} processes together, must be a multiple of {processes} and at least"
@@ -302,22 +318,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
             raise ValueError(
                 f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
             )
-        # Images that cannot be read are known only later; then the run is compared once more.
-        content = check_resume(path, settings, datalist if settings["on_error"] == "raise" else None)
-        old, new = content["training"]["epoch_length"], len(datalist) // settings["batch_size"]
-        if old != new and settings["on_error"] == "raise":
-            raise ValueError(
-                f"the run cannot go on from {path}: its epochs have {old} iterations, this run's {new};"
-                " the number of images changed."
-            )
-        if len(content["training"]["views"]) != processes:
-            raise ValueError(
-                f"the run cannot go on from {path}: it is one of {len(content['training']['views'])} processes, this"
-                f" one has {processes}."
-            )
-        done = content["training"]["iteration"] // old
-        if done > settings["max_epochs"]:
-            raise ValueError(f"{path} is already after epoch {done}, max_epochs is {settings['max_epochs']}.")
+        # Images that cannot be read are known only when they are decoded; then the run is compared as a whole.
+        _check_goes_on(path, settings, datalist if settings["on_error"] == "raise" else None)
     written = [name for name in (ENCODER, "metrics.csv") if (path.parent / name).exists()]
     if written and not path.is_file() and not settings["resume"]:
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
@@ -330,6 +332,29 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         counts = Counter(item["label"] for item in datalist)
         names = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(datalist.info.class_names[:20]))
         logging.getLogger("conrec_monai").info(f"{len(datalist.info.class_names)} classes by folder: {names}")
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _check_goes_on(path: Path, settings: Mapping[str, Any], data: Datalist | None) -> None:
+    """Checks that a run can go on from a checkpoint; without data, all but the images."""
+    training = check_resume(path, settings, data)["training"]
+    old, processes = training["epoch_length"], _processes()
+    if data is not None and old != len(data) // settings["batch_size"]:
+        raise ValueError(
+            f"the run cannot go on from {path}: its epochs have {old} iterations, this run's"
+            f" {len(data) // settings['batch_size']}; the number of images changed."
+        )
+    if len(training["views"]) != processes:
+        raise ValueError(
+            f"the run cannot go on from {path}: it is one of {len(training['views'])} processes, this one has"
+            f" {processes}."
+        )
+    done = training["iteration"] // old
+    if done > settings["max_epochs"]:
+        raise ValueError(f"{path} is already after epoch {done}, max_epochs is {settings['max_epochs']}.")
 
 
 def check_network(network: nn.Module, settings: Mapping[str, Any]) -> None:

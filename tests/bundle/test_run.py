@@ -184,6 +184,63 @@ def test_simclr_on_unlabeled_photographs(outside: Path) -> None:
     assert Image.open("out/pictures/epoch_0001.png").size == (2 * 132, 20 + 6 * 132)
 
 
+def test_validation_probe_and_kept_checkpoints(outside: Path) -> None:
+    changes = {"dataset_dir": "circle-square:train=24,test=16", "validation_section": "test", "validate_every": 2}
+    more = {"probe_dir": "circle-square:train=12,test=0,seed=5", "probe_every": 3, "checkpoint_every": 2}
+    run("train", **{**TRAINING, **changes, **more, "max_epochs": 3, "resize": "pad", "health_every": 2})
+    rows = table(Path("out"))
+    assert [bool(row["val_loss"]) for row in rows] == [False, True, False]
+    assert [bool(row["effective_rank"]) for row in rows] == [False, True, False]
+    assert [bool(row["probe_knn_accuracy"]) for row in rows] == [False, False, True]
+    assert {file.name for file in Path("out").glob("*.pt")} == {
+        *("checkpoint.pt", "checkpoint_epoch_0002.pt", "encoder.pt"),
+    }
+    assert load_model("out/checkpoint_epoch_0002.pt").config["in_channels"] == 1  # the drawings are gray
+    settings = json.loads(Path("out/metrics.json").read_text())["settings"]
+    assert settings["in_channels"] == 1 and settings["validation_section"] == "test"
+
+
+def test_run_that_stops_early(outside: Path) -> None:
+    """A learning rate so small that the loss hardly changes: noise decides, and 2 epochs of it are soon at hand."""
+    run("train", **{**TRAINING, "learning_rate": 1e-12, "early_stop_patience": 2, "max_epochs": 40})
+    epochs = len(table(Path("out")))
+    assert 3 <= epochs < 40
+    assert Path("out/encoder.pt").is_file()
+    run("train", **{**TRAINING, "learning_rate": 1e-12, "early_stop_patience": 2, "max_epochs": 40, "resume": True})
+    assert len(table(Path("out"))) == epochs
+
+
+def test_unreadable_photographs_are_left_out_when_asked(outside: Path) -> None:
+    photographs(outside / "photos", 18)
+    (outside / "photos" / "7.jpg").write_bytes(b"no picture")
+    changes = {"dataset_dir": "photos", "max_epochs": 1, "on_error": "skip"}
+    run("train", **{**TRAINING, **changes})
+    assert Path("out/skipped.csv").read_text().splitlines()[1].startswith("7.jpg,")
+    run("train", **{**TRAINING, **changes, "max_epochs": 2, "resume": True})  # the same 17 images
+    photographs(outside / "photos", 18)
+    assert mistake(**{**TRAINING, **changes, "max_epochs": 3, "resume": True}).endswith(
+        "its images were others than the 18 of this run."
+    )
+    for i in range(11):
+        (outside / "photos" / f"{i}.jpg").write_bytes(b"no picture")
+    message = mistake(**{**TRAINING, **changes, "output_dir": "other"})
+    assert message == "batch_size 8 is larger than the 7 images that could be read."
+
+
+def test_another_encoder(outside: Path) -> None:
+    network = {"_target_": "conrec_monai.networks.nets.SimCLRNet"}
+    network |= {"encoder": {"_target_": "conrec_monai.networks.nets.DenseNetEncoder"}}  # type: ignore[dict-item]
+    changes = {"decoder": False, "masking": False, "max_epochs": 1, "optimizer": "adamw", "batch_size": 20}
+    run("train", **{**TRAINING, **changes, "network_def": network})
+    encoder = load_encoder("out/encoder.pt")
+    assert type(encoder).__name__ == "DenseNetEncoder" and encoder.num_features == 1024
+    run("evaluate", dataset_dir="phantom:n=40,size=32", output_dir="out", n_folds=2, untrained_seeds=[0])
+    rows = json.loads(Path("out/evaluation/metrics.json").read_text())["rows"]
+    assert [row["features"] for row in rows[:2]] == [1024, 1024]
+    message = mistake(**{**TRAINING, "output_dir": "other", "network_def": {"_target_": "torch.nn.Flatten"}})
+    assert message == "network_def must be a ConRecUNet or a SimCLRNet, got a Flatten."
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 

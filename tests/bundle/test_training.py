@@ -25,6 +25,7 @@ from conrec_monai.bundle import (
     check_output_dir,
     check_training,
     decode,
+    decode_training,
     pretraining_data,
     probe_data,
     training_settings,
@@ -441,15 +442,17 @@ def test_probe_on_a_data_set_of_its_own(tmp_path: Path) -> None:
         probe_data(tmp_path, training)
 
 
-def test_what_is_left_out_is_written_down(tmp_path: Path) -> None:
+def test_what_is_left_out_is_written_down(tmp_path: Path, settings: dict[str, Any]) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(4):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
     images = CachedImages(load_datalist(tmp_path / "photos"), 8, progress=False, on_error="skip")
-    decode(tmp_path, 3, images, [images])
+    decode(tmp_path, images, images)
     assert images.ids == ["0.png", "2.png", "3.png"]
     lines = (tmp_path / "skipped.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "id,image,reason" and len(lines) == 2 and lines[1].startswith("1.png,")
+    filled = training_settings(**{**settings, "output_dir": str(tmp_path), "batch_size": 3})
+    decode_training(filled, images)
     with pytest.raises(ValueError, match="batch_size 4 is larger than the 3 images that could be read"):
-        decode(tmp_path, 4, images)
+        decode_training({**filled, "batch_size": 4}, images)

@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +47,9 @@ def make_network(**config: Any) -> ConRecUNet:
 
 
 class KerasWriter:
-    """Writes a network in the form in which Keras saves that of the published implementation.
+    """Writes a network in the form in which Keras saves that of the published implementation."""
 
-    Args:
-        edit: changes the graph before it is written.
-    """
-
-    def __init__(self, network: ConRecUNet, size: int | None, edit: Callable[[dict], None] = lambda graph: None):
+    def __init__(self, network: ConRecUNet, size: int | None) -> None:
         self.layers: list[dict[str, Any]] = []
         self.weights: dict[str, dict[str, np.ndarray]] = {}
         self.counts: Counter[str] = Counter()
@@ -60,7 +58,6 @@ class KerasWriter:
         outputs = self._model(self._add("InputLayer", [], batch_input_shape=shape))
         config = {"layers": self.layers, "output_layers": [[name, 0, 0] for name in outputs]}
         self.graph: dict[str, Any] = {"class_name": "Functional", "config": config}
-        edit(self.graph)
 
     def write(self, path: Path) -> Path:
         with h5py.File(path, "w") as file:
@@ -180,8 +177,21 @@ class KerasWriter:
         return [self._conv(x, decoder.output, activation="sigmoid"), *outputs]
 
 
-def write(path: Path, edit: Callable[[dict], None] = lambda graph: None, size: int | None = 32, **config: Any) -> Path:
-    return KerasWriter(make_network(**config), size, edit).write(path)
+@functools.cache
+def content(size: int | None, **config: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return KerasWriter(make_network(**config), size).write(Path(folder) / "a.hdf5").read_bytes()
+
+
+def write(path: Path, edit: Callable[[dict], Any] | None = None, size: int | None = 32, **config: Any) -> Path:
+    """Writes a checkpoint with an edited graph."""
+    path.write_bytes(content(size, **config))
+    if edit is not None:
+        with h5py.File(path, "r+") as file:
+            graph = json.loads(file.attrs["model_config"])
+            edit(graph)
+            file.attrs["model_config"] = json.dumps(graph)
+    return path
 
 
 def layer(graph: dict, kind: str, number: int = 0) -> dict[str, Any]:
@@ -323,8 +333,8 @@ def test_no_file(tmp_path):
 
 def test_other_files(tmp_path):
     path = tmp_path / "a.hdf5"
-    for content in (b"", b"epoch,loss\n", b"\x89HDF\r\n"):
-        path.write_bytes(content)
+    for other in (b"", b"epoch,loss\n", b"\x89HDF\r\n"):
+        path.write_bytes(other)
         fails(path, "is no HDF5 file")
     with h5py.File(path, "w") as file:
         file["x"] = 1.0
@@ -333,13 +343,13 @@ def test_other_files(tmp_path):
 
 def test_damaged_files(tmp_path):
     """Truncation or bytes changed anywhere end in one line that names the file, or change nothing or a weight."""
-    content = write(tmp_path / "a.hdf5", features=(8,), pooling="average", decoder=False).read_bytes()
+    whole = write(tmp_path / "a.hdf5", features=(8,), pooling="average", decoder=False).read_bytes()
     path = tmp_path / "b.hdf5"
     for part in (0.01, 0.3, 0.9):
-        path.write_bytes(content[: int(part * len(content))])
+        path.write_bytes(whole[: int(part * len(whole))])
         fails(path, "cannot be read as a Keras checkpoint|is no HDF5 file")
-    for start in range(0, len(content), len(content) // 40):
-        path.write_bytes(content[:start] + b"\xff" * 24 + content[start + 24 :])
+    for start in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:start] + b"\xff" * 24 + whole[start + 24 :])
         try:
             import_keras(path)
         except ValueError as error:
@@ -458,8 +468,6 @@ def test_other_architectures(edit, message, tmp_path):
 
 
 def test_attention_of_a_width_that_has_none(tmp_path):
-    path = write(tmp_path / "a.hdf5", lambda graph: None)
-
     def edit(graph: dict) -> None:
         for entry in graph["config"]["layers"]:
             if entry["config"].get("filters") == 16:

@@ -15,10 +15,8 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.networks.nets import DenseNet121
@@ -66,6 +64,10 @@ class DenseNetEncoder(nn.Module):
             raise ValueError(f"in_channels must be 1 (gray) or 3 (RGB), got {in_channels!r}.")
         if weights is not None and not isinstance(weights, str | os.PathLike):
             raise ValueError(f"weights must be None, 'imagenet' or a path, got {weights!r}.")
+        content, source = None, ""
+        if weights is not None:
+            path = _downloaded() if weights == "imagenet" else Path(weights)
+            content, source = _read(path), str(path)
         self.config = {"in_channels": in_channels}
         self.in_channels = in_channels
         self.num_features = 1024
@@ -74,14 +76,11 @@ class DenseNetEncoder(nn.Module):
         # not persistent: they are no weights
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        if weights is not None:
-            content, source = _download() if weights == "imagenet" else (_read(Path(weights)), str(weights))
+        if content is not None:
             self._load(content, source)
 
-    def _load(self, content: Any, source: str) -> None:
-        if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise ValueError(f"{source} is no state dict: expected a dictionary of tensors alone.")
-        weights = {_LAYER.sub(r"\1.layers.\2\3.\4", str(name)): value for name, value in content.items()}
+    def _load(self, content: dict[str, Tensor], source: str) -> None:
+        weights = {_LAYER.sub(r"\1.layers.\2\3.\4", name): value for name, value in content.items()}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIERS)}
         own = self.state_dict()
         for name, value in own.items():
@@ -116,12 +115,12 @@ class DenseNetEncoder(nn.Module):
         raise ValueError("an encoder of the kind 'DenseNetEncoder' has no attention map.")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         reason = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"no weights at {path}: {reason}; weights may be None, 'imagenet' or a file.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is no state dict: it is no PyTorch file, or holds objects other than tensors, which are never"
@@ -129,10 +128,15 @@ def _read(path: Path) -> Any:
         ) from None
     except Exception as error:  # damaged bytes make torch and pickle raise nearly anything
         raise ValueError(f"{path} cannot be read (truncated or damaged?): {_first_line(error)}") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items()
+    ):
+        raise ValueError(f"{path} is no state dict: expected a dictionary of tensors alone.")
+    return dict(content)
 
 
-def _download() -> tuple[Any, str]:
-    """The content of torchvision's file, from the cache of torch.hub or the network, and where the cache has it."""
+def _downloaded() -> Path:
+    """Where the cache of torch.hub has torchvision's file, downloaded when it is not there yet."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rsplit("/", 1)[1]
     if not path.is_file():
         try:
@@ -145,7 +149,7 @@ def _download() -> tuple[Any, str]:
                 f"the ImageNet weights cannot be downloaded ({_first_line(error)}); put {WEIGHTS_URL} at {path}, or"
                 " name the file that holds them as weights."
             ) from None
-    return _read(path), str(path)
+    return path
 
 
 def _first_line(error: Exception) -> str:
