@@ -75,8 +75,14 @@ def evaluate_checkpoint(
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
-    if not isinstance(untrained_seeds, list | tuple) or not all(isinstance(s, int) and s >= 0 for s in untrained_seeds):
-        raise ValueError(f"untrained_seeds must be a list of whole numbers, got {untrained_seeds!r}.")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below {2**32}, got {seed}.")
+    if not isinstance(untrained_seeds, list | tuple) or not all(
+        type(s) is int and 0 <= s < 2**32 for s in untrained_seeds
+    ):
+        raise ValueError(
+            f"untrained_seeds must be a list of whole numbers from 0 to 2**32 - 1, got {untrained_seeds!r}."
+        )
     if len(set(untrained_seeds)) < len(untrained_seeds):
         raise ValueError(f"untrained_seeds must be different numbers, got {untrained_seeds!r}.")
     if not isinstance(checkpoint, str | os.PathLike):

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from conrec_monai.bundle.training import check_output_dir, checked_device
-from conrec_monai.networks.nets import ConRecEncoder
-from conrec_monai.networks.utils import FORMAT, load_encoder, load_weights, read_checkpoint
+from conrec_monai.data.dataset import RESIZES
+from conrec_monai.networks.utils import FORMAT, build_network, load_encoder, load_weights, read_checkpoint
 
 __all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
 
@@ -54,9 +54,17 @@ def load_for_inference(
     if state_dict is None:
         preprocessing = read_checkpoint(checkpoint)["preprocessing"]
         return InferenceEncoder(load_encoder(checkpoint), preprocessing["image_size"], preprocessing["resize"])
-    encoder = ConRecEncoder(**architecture)
+    for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a dictionary, got {value!r}.")
+    encoder: Any = build_network("ConRecEncoder", architecture)
     load_weights(encoder, state_dict, str(checkpoint))
-    return InferenceEncoder(encoder.eval(), preprocessing["image_size"], preprocessing["resize"])
+    size, resize = preprocessing.get("image_size"), preprocessing.get("resize")
+    if type(size) is not int or size < 1 or size % encoder.divisor:
+        raise ValueError(f"preprocessing must hold image_size, a multiple of {encoder.divisor}, found {size!r}.")
+    if resize not in RESIZES:
+        raise ValueError(f"preprocessing must hold resize, one of {', '.join(RESIZES)}, found {resize!r}.")
+    return InferenceEncoder(encoder.eval(), size, resize)
 
 
 def _plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
@@ -96,11 +104,11 @@ def check_inference(
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    if attention_maps not in (None, True, False):
+    if not (attention_maps is None or isinstance(attention_maps, bool)):
         raise ValueError(f"attention_maps must be True, False or null, got {attention_maps!r}.")
     config: Any = encoder.config
     pooling = config.get("pooling")
     if attention_maps and pooling != "attention":
         raise ValueError(f"attention_maps needs an encoder that pools by attention; this one has pooling {pooling!r}.")
     checked_device(device)
-    check_output_dir(output_dir)
+    check_output_dir(output_dir, "inference_dir")

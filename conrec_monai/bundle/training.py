@@ -123,6 +123,12 @@ def pretraining_data(
     kept = [item for item in kept if validation is None or item["split"] != validation_section]
     if not kept:
         raise ValueError(f"validation_section {validation_section!r} holds all images; none are left to train on.")
+    shared = {item["group"] for item in kept} & {item["group"] for item in validation or ()} - {None}
+    if shared:
+        raise ValueError(
+            f"{len(shared)} groups (patients) are in the training and in validation_section {validation_section!r} too,"
+            f" such as {min(shared)!r}: its loss would not be one of unseen patients."
+        )
     return PretrainingData(Datalist(kept, training.info, training.skipped), validation)
 
 
@@ -150,53 +156,61 @@ def probe_data(
     )
 
 
-def decode(output_dir: str | os.PathLike, *datasets: CachedImages) -> None:
+def decode(output_dir: str | os.PathLike, dataset: CachedImages, *others: CachedImages) -> None:
     """Decodes images before the work starts, and writes what was left out to ``skipped.csv``.
 
     Args:
         output_dir: folder of the manifest; it exists.
-        *datasets: to decode; the same one may be there twice.
+        dataset: to decode.
+        *others: to decode too; the same one may be there twice.
 
     Raises:
         ValueError: when images cannot be read and none may be left out, or none is left.
     """
-    chosen = list({id(dataset): dataset for dataset in datasets}.values())
-    for dataset in chosen:
-        dataset.load()
-    skipped = [entry for dataset in chosen for entry in dataset.skipped]
-    if skipped:
+    chosen = list({id(images): images for images in (dataset, *others)}.values())
+    for images in chosen:
+        images.load()
+    skipped = list({tuple(entry.items()): entry for images in chosen for entry in images.skipped}.values())
+    if skipped and not (_processes() > 1 and dist.get_rank()):
         write_manifest(Path(output_dir) / "skipped.csv", skipped)
 
 
-def decode_training(settings: Mapping[str, Any], training: CachedImages, others: Sequence[CachedImages] = ()) -> None:
+def decode_training(
+    settings: Mapping[str, Any],
+    training: CachedImages,
+    validation: CachedImages | None = None,
+    others: Sequence[CachedImages] = (),
+) -> None:
     """:func:`decode` for a pretraining, and once more the checks that depend on which images can be read.
 
     Args:
         settings: of :func:`training_settings`.
         training: images to train on.
-        others: images of the validation and the probe.
+        validation: images to validate on; None without validation.
+        others: further images, such as those of the probe.
 
     Raises:
         ValueError: see :func:`decode`; and when too few images are left, or a run that goes on had others.
     """
-    decode(settings["output_dir"], training, *others)
-    if len(training) < settings["batch_size"]:
-        raise ValueError(
-            f"batch_size {settings['batch_size']} is larger than the {len(training)} images that could be read."
-        )
+    decode(settings["output_dir"], training, *others, *([] if validation is None else [validation]))
+    for dataset in (training, *([] if validation is None else [validation])):
+        if len(dataset) < settings["batch_size"]:
+            raise ValueError(
+                f"batch_size {settings['batch_size']} is larger than the {len(dataset)} images that could be read."
+            )
     path = Path(settings["output_dir"]) / CHECKPOINT
     if path.is_file() and isinstance(training.data, Datalist):
         _check_goes_on(path, settings, training.data)
 
 
-def checked_device(device: torch.device | str | None) -> torch.device:
-    """The device of a name; CUDA where there is some, by default.
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device of a name.
 
     Raises:
         ValueError: when there is no such device.
     """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(device, torch.device | str):
+        raise ValueError(f"device must be the name of one, such as cpu or cuda:0, got {device!r}.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -204,32 +218,36 @@ def checked_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def check_output_dir(output_dir: str | os.PathLike) -> Path:
+def check_output_dir(output_dir: str | os.PathLike, name: str = "output_dir") -> Path:
     """Makes a folder to write to.
+
+    Args:
+        output_dir: the folder.
+        name: what an error calls it.
 
     Raises:
         ValueError: when it cannot be made or written to.
     """
     if not isinstance(output_dir, str | os.PathLike) or not os.fspath(output_dir):
-        raise ValueError(f"output_dir must be the path of a folder, got {output_dir!r}.")
+        raise ValueError(f"{name} must be the path of a folder, got {output_dir!r}.")
     path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(f"output_dir {path} cannot be written to: {error.strerror or error}.") from None
+        raise ValueError(f"{name} {path} cannot be written to: {error.strerror or error}.") from None
     return path
 
 
-def training_settings(device: torch.device | str | None = None, **settings: Any) -> dict[str, Any]:
+def training_settings(device: torch.device | str = "cpu", **settings: Any) -> dict[str, Any]:
     """The settings of a run with every default filled in: null values become what they stand for.
 
     ``cache_size`` is ``image_size``; ``learning_rate`` is that of
     :func:`conrec_monai.optimizers.default_learning_rate`; ``amp`` is whether the device has bfloat16 arithmetic.
 
     Args:
-        device: where the run trains; CUDA where there is some, by default. It is checked, and not one of the settings.
+        device: where the run trains. It is checked, and not one of the settings.
         **settings: by their name in ``train.json``.
 
     Raises:
@@ -371,10 +389,26 @@ def check_network(network: nn.Module, settings: Mapping[str, Any]) -> None:
     encoder = getattr(network, "encoder", None)
     if encoder is None or not hasattr(network, "config"):
         raise ValueError(f"network_def must be a ConRecUNet or a SimCLRNet, got a {type(network).__name__}.")
+    if not hasattr(encoder, "config"):
+        raise ValueError(
+            f"the encoder of network_def must be a ConRecEncoder or a DenseNetEncoder, got a {type(encoder).__name__}:"
+            " no other can be written to a checkpoint."
+        )
     channels = encoder.config["in_channels"]
     if channels != settings["in_channels"]:
         raise ValueError(f"the images have in_channels {settings['in_channels']}, network_def takes {channels}.")
-    _check_size(settings["image_size"], encoder.divisor, type(encoder).__name__)
+    size = settings["image_size"]
+    _check_size(size, encoder.divisor, type(encoder).__name__)
+    training = [module for module in network.modules() if module.training]
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, channels, size, size))
+    except RuntimeError as error:  # a ValueError says itself what is wrong
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"network_def cannot take images of image_size {size}: {reason}") from None
+    finally:
+        for module in training:
+            module.training = True
     path = Path(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         check_weights(network, read_checkpoint(path)["state_dict"], str(path))

@@ -305,6 +305,9 @@ def _drawn(spec: str) -> Found:
     return Found(items, list(names), None, word == "phantom")
 
 
+_SECTIONS = ("training", "train", "validation", "val", "test")  # that may hold plain file names
+
+
 def _monai_json(path: Path, keys: Mapping[str, str]) -> Found | None:
     if path.is_dir() or path.suffix.lower() != ".json":
         return None
@@ -314,10 +317,12 @@ def _monai_json(path: Path, keys: Mapping[str, str]) -> Found | None:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a datalist is a JSON object of sections, found a {type(content).__name__}")
+    # Other lists, such as those of numbers, are no sections; one of objects or names is, or its images would be lost.
     sections = {
         key: value
         for key, value in content.items()
-        if isinstance(value, list) and any(isinstance(e, dict) and "image" in e or key == "test" for e in value)
+        if isinstance(value, list)
+        and any(isinstance(e, dict) or key in _SECTIONS and isinstance(e, str) for e in value)
     }
     if not sections:
         raise ValueError(f'{path}: no section, such as "training": [{{"image": ...}}]; its keys are {some(content)}')
@@ -377,7 +382,10 @@ def _medmnist(path: Path, keys: Mapping[str, str]) -> Found | None:
             arrays = {name: np.asarray(file[name]) for name in file.files if name.endswith(("_images", "_labels"))}
             names = file.files
     except Exception as error:  # a damaged archive makes zipfile, zlib and numpy raise nearly anything
-        raise ValueError(f"{path} is not an .npz file of plain arrays: {' '.join(str(error).split())}") from error
+        reason = (
+            "it holds objects, which are never unpickled" if "pickle" in str(error) else " ".join(str(error).split())
+        )
+        raise ValueError(f"{path} is not an .npz file of plain arrays: {reason}") from error
     splits = [split for split in SPLIT_FOLDERS if f"{split}_images" in arrays]
     if not splits:
         raise ValueError(f"{path} holds no train_images, val_images or test_images, only {some(names)}")

@@ -125,7 +125,14 @@ class CachedImages(Dataset):
         """
         if self._images is not None:
             return self
-        images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+        try:
+            images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+        except RuntimeError:
+            gigabytes = len(self) * self.channels * self.size**2 / 1e9
+            raise ValueError(
+                f"{len(self)} images of {self.size} x {self.size} pixels need {gigabytes:.3g} GB, more than there is;"
+                " a smaller size is needed"
+            ) from None
 
         def fill(index: int) -> str | None:
             image, frame = self.data[index]["image"], self.data[index].get("frame")

@@ -16,16 +16,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .layouts import Found, image_files, make_item, some, subfolders
+from .layouts import Found, holds_images, image_files, make_item, some, subfolders
 
 __all__ = ["SPLIT_FOLDERS", "class_folders", "flat_folder"]
 
 SPLIT_FOLDERS = ("train", "val", "test")
+_OTHER_SPLITS = (*SPLIT_FOLDERS, "training", "valid", "validation", "testing")
 
 
 def class_folders(path: Path, keys: Mapping[str, str]) -> Found | None:
     tops = subfolders(path)
     is_split = bool(tops) and all(folder.name.lower() in SPLIT_FOLDERS for folder in tops)
+    if is_split and len({folder.name.lower() for folder in tops}) < len(tops):
+        raise ValueError(f"{path} holds two folders of one split: {some(folder.name for folder in tops)}")
     parents = {folder.name.lower(): folder for folder in tops} if is_split else {None: path}
     images = {split: {sub.name: image_files(sub) for sub in subfolders(top)} for split, top in parents.items()}
     if not any(files for classes in images.values() for files in classes.values()):
@@ -42,6 +45,15 @@ def class_folders(path: Path, keys: Mapping[str, str]) -> Found | None:
         loose = image_files(top)
         if loose:
             raise ValueError(f"{top} holds both class folders and images of its own ({loose[0].name}, ...)")
+    other = [name for name in names if name.lower() in _OTHER_SPLITS]
+    if not is_split and other:
+        raise ValueError(f"{path} holds the folders {some(names)}: splits must be called {', '.join(SPLIT_FOLDERS)}")
+    for top in parents.values():
+        deeper = [
+            f"{sub.name}/{deep.name}" for sub in subfolders(top) for deep in subfolders(sub) if holds_images(deep)
+        ]
+        if deeper:
+            raise ValueError(f"{top} holds images below its class folders, which would be lost: in {some(deeper)}")
     for name in names:
         # An empty folder would shift the labels of all the classes after it, were it left out.
         if not any(classes[name] for classes in images.values()):

@@ -129,6 +129,12 @@ def csv_table(path: Path, keys: Mapping[str, str]) -> Found | None:
     tables = _tables(path)
     if not tables:
         return None
+    if not path.is_dir() and not keys and path.name in ("trainLabels.csv", "train.csv"):
+        official = {"trainLabels.csv": {"image", "level"}, "train.csv": {"id_code", "diagnosis"}}[path.name]
+        if official <= set(_peek(path)):
+            raise ValueError(
+                f"{path} is the table of a whole data set: give its folder, {path.parent}, or name columns"
+            )
     if path.is_dir():
         if keys and len(tables) > 1:
             raise ValueError(f"{path} holds {len(tables)} tables: name one, {some(table.name for table in tables)}")

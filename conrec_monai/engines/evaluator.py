@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
@@ -22,7 +23,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from conrec_monai.engines.trainer import PARTS, bfloat16_is_fast
+from conrec_monai.engines.trainer import PARTS, bfloat16_is_fast, world_size
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
 
@@ -34,7 +35,8 @@ class ConRecEvaluator(Evaluator):
     network in evaluation mode.
 
     Each run draws the same views of the same images, so that its numbers can be compared from epoch to epoch.
-    ``engine.state.output`` is as in :class:`ConRecTrainer`; the means over the run are in ``engine.state.metrics``.
+    ``engine.state.output`` is as in :class:`ConRecTrainer`; the means over the run, and over all processes, are in
+    ``engine.state.metrics``.
 
     Args:
         device: where to evaluate.
@@ -98,4 +100,8 @@ class ConRecEvaluator(Evaluator):
         return [output]
 
     def _finish(self, engine: Engine) -> None:
-        engine.state.metrics.update({name: torch.stack(values).mean().item() for name, values in self._totals.items()})
+        means = torch.stack([torch.stack(values).mean() for values in self._totals.values()])
+        if world_size() > 1:  # one number, whatever the batch norm of each process has seen
+            dist.all_reduce(means)
+            means /= world_size()
+        engine.state.metrics.update(zip(self._totals, means.tolist(), strict=True))

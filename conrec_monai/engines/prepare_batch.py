@@ -21,12 +21,18 @@ from torch import Tensor
 __all__ = ["PrepareUnitBatch"]
 
 
+_FULL = {torch.uint8: 255, torch.uint16: 65535}
+
+
 class PrepareUnitBatch(PrepareBatch):
     """Moves a batch of decoded images to the device and scales them to what an encoder expects: [0, 1], float32.
 
     For :class:`monai.engines.SupervisedTrainer` and :class:`monai.engines.SupervisedEvaluator` on batches of
-    :class:`conrec_monai.data.CachedImages`: ``"image"`` BCHW, uint8 or float, and ``"label"`` B (None where the batch
-    has none).
+    :class:`conrec_monai.data.CachedImages`: ``"image"`` BCHW, uint8, uint16 or floating point in [0, 1], and
+    ``"label"`` B (None where the batch has none).
+
+    Raises:
+        ValueError: for images of another type.
     """
 
     def __call__(
@@ -37,6 +43,8 @@ class PrepareUnitBatch(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         image = batchdata[Keys.IMAGE].to(device=device, non_blocking=non_blocking)
-        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        if not image.is_floating_point() and image.dtype not in _FULL:
+            raise ValueError(f"images must be uint8, uint16 or floating point in [0, 1], got {image.dtype}")
+        image = image.float() / _FULL.get(image.dtype, 1)
         label = batchdata.get(Keys.LABEL)
         return image, None if label is None else label.to(device=device, non_blocking=non_blocking)

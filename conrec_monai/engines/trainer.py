@@ -42,7 +42,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     )
 
 
-def _world_size() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -180,9 +180,9 @@ class ConRecTrainer(Trainer):
 
     def _finish_epoch(self, engine: Engine) -> None:
         means = self._totals / max(self._counted, 1)
-        if _world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(means)
-            means /= _world_size()
+            means /= world_size()
         self.state.metrics.update(zip(PARTS, means.tolist(), strict=True))
 
     def training_state(self) -> dict[str, Any]:
@@ -192,8 +192,8 @@ class ConRecTrainer(Trainer):
         """
         name, keys, position, has_gauss, cached = self.views.R.get_state(legacy=True)
         views = [{"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, cached]}]
-        if _world_size() > 1:
-            everyone: list[Any] = [None] * _world_size()
+        if world_size() > 1:
+            everyone: list[Any] = [None] * world_size()
             dist.all_gather_object(everyone, views[0])
             views = everyone
         return {
@@ -218,13 +218,13 @@ class ConRecTrainer(Trainer):
                 f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}"
                 ": the number of images or the batch size changed."
             )
-        if len(state["views"]) != _world_size():
+        if len(state["views"]) != world_size():
             raise ValueError(
-                f"the checkpoint is one of {len(state['views'])} processes, this run has {_world_size()}: it goes on in"
+                f"the checkpoint is one of {len(state['views'])} processes, this run has {world_size()}: it goes on in"
                 " as many only."
             )
         self.optimizer.load_state_dict(state["optimizer"])
-        views = state["views"][dist.get_rank() if _world_size() > 1 else 0]
+        views = state["views"][dist.get_rank() if world_size() > 1 else 0]
         self.views.R.set_state(("MT19937", views["keys"].numpy().astype(np.uint32), *views["rest"]))
         for name, value in state["stateful"].items():
             if name in self.stateful:

@@ -45,6 +45,8 @@ FREE_SETTINGS = {
     "validate_every",
     "early_stop_patience",
     "on_error",
+    "label_key",
+    "group_key",
     "resume",
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ class OnlineProbe:
         every: epochs between evaluations; 0 for none.
         n_folds: of the cross-validation.
         k: nearest neighbors that vote, or all of the training part where it has fewer.
-        seed: of the folds.
+        count: images at most; of more, a sample that is always the same.
+        seed: of the folds and the sample.
         batch_size: images per forward pass.
         device: of the encoder.
 
@@ -79,15 +81,17 @@ class OnlineProbe:
         every: int = 20,
         n_folds: int = 3,
         k: int = 20,
+        count: int = 4000,
         seed: int = 0,
         batch_size: int = 64,
         device: torch.device | str = "cpu",
     ) -> None:
-        if every < 0 or k < 1:
-            raise ValueError(f"every must not be negative and k positive, got {every} and {k}.")
+        if every < 0 or k < 1 or count < 1:
+            raise ValueError(f"every must not be negative, k and count positive, got {every}, {k} and {count}.")
         check_channels(encoder, dataset, "OnlineProbe")
         self.encoder, self.dataset, self.image_size, self.ordinal = encoder, dataset, image_size, ordinal
         self.every, self.n_folds, self.k, self.seed = every, n_folds, k, seed
+        self.count = count
         self.batch_size, self.device = batch_size, device
         self.logger = logging.getLogger("conrec_monai")
 
@@ -97,7 +101,7 @@ class OnlineProbe:
         if (self.dataset.labels >= 0).any():
             self.dataset.load()  # now, ahead of the training; images that cannot be read may be left out
         counts = torch.bincount(self.dataset.labels[self.dataset.labels >= 0])
-        if (counts > 0).sum() < 2 or counts[counts > 0].min() < self.n_folds:
+        if (counts >= self.n_folds).sum() < 2:
             self.logger.info("no online probe: it needs at least two labeled classes of %d images", self.n_folds)
             return
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._probe)
@@ -108,10 +112,12 @@ class OnlineProbe:
             metrics.pop(name, None)
         if engine.state.epoch % self.every:
             return
-        chosen = self.dataset.labels >= 0
+        chosen = torch.nonzero(self.dataset.labels >= 0)[:, 0].numpy()
+        if len(chosen) > self.count:
+            chosen = np.sort(np.random.RandomState(self.seed).permutation(chosen)[: self.count])
         images = images_of_size(self.dataset.images[chosen], self.image_size)
         labels = self.dataset.labels[chosen].numpy()
-        groups = complete_groups([g for g, c in zip(self.dataset.groups, chosen.tolist(), strict=True) if c])
+        groups = complete_groups([self.dataset.groups[i] for i in chosen])
         protocol: Protocol = "diabetic" if self.ordinal else "categorical"
         num_classes = int(labels.max()) + 1
         try:

@@ -185,6 +185,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     wrong = [name for name, value in content["state_dict"].items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"{path}: state_dict must hold tensors, {wrong[0]} is none.")
+    resize = content["preprocessing"].get("resize", "squash")
+    if not isinstance(resize, str):
+        raise ValueError(f"{path}: preprocessing must hold resize as a text, found {resize!r}.")
+    content["preprocessing"]["resize"] = resize
     size = content["preprocessing"].get("image_size")
     if type(size) is not int or size < 1:
         raise ValueError(f"{path}: preprocessing must hold image_size, a positive whole number, found {size!r}.")
