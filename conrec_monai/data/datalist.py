@@ -317,12 +317,11 @@ def _monai_json(path: Path, keys: Mapping[str, str]) -> Found | None:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a datalist is a JSON object of sections, found a {type(content).__name__}")
-    # Other lists, such as those of numbers, are no sections; one of objects or names is, or its images would be lost.
+    # Any list of objects is a section, or images would be lost to a misspelt "image"; other lists are the user's own.
     sections = {
         key: value
         for key, value in content.items()
-        if isinstance(value, list)
-        and any(isinstance(e, dict) or key in _SECTIONS and isinstance(e, str) for e in value)
+        if isinstance(value, list) and (any(isinstance(entry, dict) for entry in value) or value and key in _SECTIONS)
     }
     if not sections:
         raise ValueError(f'{path}: no section, such as "training": [{{"image": ...}}]; its keys are {some(content)}')

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,9 @@ def test_unreadable_file(outside: Path) -> None:
         ({"num_workers": "two"}, "num_workers must be a whole number of at least 1, got 'two'."),
         ({"attention_maps": "yes"}, "attention_maps must be True, False or null, got 'yes'."),
         ({"device": "gpu"}, "device 'gpu' is not available: "),
-        ({"inference_dir": "encoder.pt/x"}, "output_dir encoder.pt/x cannot be written to: "),
+        ({"inference_dir": "encoder.pt/x"}, "inference_dir encoder.pt/x cannot be written to: "),
+        ({"inference_dir": 3}, "inference_dir must be the path of a folder, got 3."),
+        ({"attention_maps": 0}, "attention_maps must be True, False or null, got 0."),
         ({"on_error": "ignore"}, "on_error must be raise or skip, got 'ignore'."),
         ({"label_key": "grade"}, "phantom:n=4,size=32"),
     ],
@@ -149,6 +152,16 @@ def test_plain_state_dictionary(tmp_path: Path) -> None:
     assert torch.equal(loaded.encoder(x), encoder.eval()(x))
     with pytest.raises(ValueError, match=r"model\.pt does not fit ConRecEncoder"):
         load_for_inference(tmp_path / "model.pt", {"features": (4, 16)}, PREPROCESSING)
+    for values, message in (
+        ({"architecture": 3}, "architecture must be a dictionary, got 3."),
+        ({"architecture": {"channels": 3}}, "no valid ConRecEncoder configuration: .*channels"),
+        ({"preprocessing": {"resize": "pad"}}, "preprocessing must hold image_size, a multiple of 2, found None."),
+        ({"preprocessing": {"image_size": 33, "resize": "pad"}}, "a multiple of 2, found 33."),
+        ({"preprocessing": {"image_size": 32, "resize": "fit"}}, "one of squash, pad, crop, found 'fit'."),
+    ):
+        arguments: dict[str, Any] = {"architecture": encoder.config, "preprocessing": PREPROCESSING, **values}
+        with pytest.raises(ValueError, match=message):
+            load_for_inference(tmp_path / "model.pt", **arguments)
     torch.save({"a": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is not a ConRec checkpoint"):
         load_for_inference(tmp_path / "other.pt", encoder.config, PREPROCESSING)
@@ -219,6 +232,10 @@ def test_several_processes(tmp_path: Path) -> None:
 
     assert "epoch 1/1" in torchrun(max_epochs=1)
     first = load_encoder(tmp_path / "out" / "encoder.pt").state_dict()
+    held_out = {"dataset_dir": "circle-square:train=24,test=16", "validation_section": "test", "output_dir": "other"}
+    text = torchrun(max_epochs=2, early_stop_patience=1, **held_out)
+    losses = re.findall(r"validation: loss ([0-9.]+)", text)
+    assert len(losses) == 4 and losses[0::2] == losses[1::2], text  # both processes see one number
     text = torchrun(max_epochs=2, resume=True)
     assert "epoch 2/2" in text and "epoch 1/2" not in text, text
     with (tmp_path / "out" / "metrics.csv").open(newline="") as file:

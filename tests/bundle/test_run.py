@@ -223,8 +223,9 @@ def test_unreadable_photographs_are_left_out_when_asked(outside: Path) -> None:
     )
     for i in range(11):
         (outside / "photos" / f"{i}.jpg").write_bytes(b"no picture")
-    message = mistake(**{**TRAINING, **changes, "output_dir": "other"})
-    assert message == "batch_size 8 is larger than the 7 images that could be read."
+    with pytest.raises(SystemExit, match="Error: batch_size 8 is larger than the 7 images that could be read."):
+        run("train", **{**TRAINING, **changes, "output_dir": "other"})
+    assert len(Path("other/skipped.csv").read_text().splitlines()) == 12  # which ones, and why
 
 
 def test_another_encoder(outside: Path) -> None:

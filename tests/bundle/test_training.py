@@ -103,7 +103,10 @@ def test_defaults_are_filled_in(settings: dict[str, Any]) -> None:
 def test_device_is_checked_and_no_setting(settings: dict[str, Any]) -> None:
     cpu = training_settings(device="cpu", **settings)
     assert "device" not in cpu and cpu["amp"] is bfloat16_is_fast(torch.device("cpu"))
-    for device in ("gpu", 7.5, "cuda:99"):
+    for device in (7.5, None):
+        with pytest.raises(ValueError, match=f"^device must be the name of one, such as cpu or cuda:0, got {device!r}"):
+            training_settings(device=device, **settings)
+    for device in ("gpu", "cuda:99"):
         with pytest.raises(ValueError, match=f"^device {device!r} is not available: ") as error:
             training_settings(device=device, **settings)
         assert "\n" not in str(error.value)
@@ -362,6 +365,14 @@ def test_networks_that_do_not_fit(settings: dict[str, Any], earlier: Path) -> No
         check_network(ConRecUNet(1, features=(4, 8)), filled)
     with pytest.raises(ValueError, match="image_size must be a multiple of 64 for ConRecEncoder .for example 64., got"):
         check_network(ConRecUNet(features=[8] * 7), filled)
+    foreign = torch.nn.Flatten()
+    foreign.num_features = 3 * 32 * 32  # type: ignore[assignment]
+    with pytest.raises(
+        ValueError, match="encoder of network_def must be a ConRecEncoder or a DenseNetEncoder, got a Fl"
+    ):
+        check_network(SimCLRNet(foreign), filled)
+    with pytest.raises(ValueError, match="image height and width must be at least 29, got 24 x 24"):
+        check_network(SimCLRNet(DenseNetEncoder()), {**filled, "image_size": 24})
     with pytest.raises(ValueError, match=r"checkpoint\.pt does not fit ConRecUNet: weights"):
         check_network(ConRecUNet(features=(4, 8)), filled)
 
@@ -399,6 +410,15 @@ def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
         pretraining_data(tmp_path, "val", "val")
     with pytest.raises(ValueError, match="has no section 'valid', available: train, val, test"):
         pretraining_data(tmp_path, None, "valid")
+
+
+def test_patients_on_both_sides(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{'train' if i < 3 else 'val'},p{i % 3}\n" for i in range(5)]
+    (tmp_path / "table.csv").write_text("image,split,group\n" + "".join(rows))
+    for i in range(5):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match="2 groups .patients. are in the training and in validation_section 'val' too"):
+        pretraining_data(tmp_path / "table.csv", None, "val")
 
 
 def test_validation_images_must_fill_a_batch(settings: dict[str, Any], datalist: Datalist) -> None:
@@ -456,3 +476,6 @@ def test_what_is_left_out_is_written_down(tmp_path: Path, settings: dict[str, An
     decode_training(filled, images)
     with pytest.raises(ValueError, match="batch_size 4 is larger than the 3 images that could be read"):
         decode_training({**filled, "batch_size": 4}, images)
+    more = CachedImages(load_datalist("phantom:n=4,size=32"), 8, progress=False)
+    with pytest.raises(ValueError, match="batch_size 4 is larger than the 3 images that could be read"):
+        decode_training({**filled, "batch_size": 4}, more, images)

@@ -108,7 +108,10 @@ ITEM = {"image": "a.png"}
         ("{", "data.json is not valid JSON: .*line 1"),
         ("[" * 100_000, "data.json is not valid JSON"),
         ([ITEM], "JSON object of sections, found a list"),
-        ({"train": [{"img": "a.png"}]}, "no section.*its keys are train"),
+        ({"train": "a.png"}, "no section.*its keys are train"),
+        ({"train": [{"img": "a.png"}]}, "item 0 of 'train' must be an object with the path of an \"image\""),
+        ({"other": [{"img": "a.png"}], "train": [ITEM]}, "item 0 of 'other' must be an object"),
+        ({"training": [ITEM, 3], "test": []}, "item 1 of 'training'"),
         ({"training": [ITEM, {"label": 1}]}, "item 1 of 'training' must be an object with the path of an \"image\""),
         ({"training": [ITEM, "a.png", 3]}, "item 2 of 'training'"),
         ({"test": [None]}, "item 0 of 'test' must be an object"),
@@ -620,3 +623,40 @@ def test_real_data(shared_data: Path) -> None:
     assert flowers.info.source == "folder" and flowers[0]["id"] == "image_03095.jpg"
     idrid = load_datalist(shared_data / "idrid" / "B. Disease Grading" / "1. Original Images" / "a. Training Set")
     assert len(idrid) == 413
+
+
+def test_sections_of_plain_names(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        _image(tmp_path / name)
+    path = _json(tmp_path, {"training": ["a.png"], "test": [{"image": "b.png"}]})
+    assert [(item["id"], item["split"]) for item in load_datalist(path)] == [("a.png", "training"), ("b.png", "test")]
+
+
+def test_images_that_folders_would_hide(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        _image(tmp_path / "deep" / name / "x.png")
+    (tmp_path / "deep" / "a" / "more").mkdir()
+    _image(tmp_path / "deep" / "a" / "more" / "y.png")
+    with pytest.raises(ValueError, match="holds images below its class folders, which would be lost: in a/more"):
+        load_datalist(tmp_path / "deep")
+
+    for split in ("train", "valid"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        _image(tmp_path / "splits" / split / "x.png")
+    with pytest.raises(ValueError, match="holds the folders train, valid: splits must be called train, val, test"):
+        load_datalist(tmp_path / "splits")
+
+    for split in ("train", "Train"):
+        (tmp_path / "twice" / split / "a").mkdir(parents=True)
+        _image(tmp_path / "twice" / split / "a" / "x.png")
+    with pytest.raises(ValueError, match="holds two folders of one split: Train, train"):
+        load_datalist(tmp_path / "twice")
+
+
+def test_table_of_a_whole_data_set(tmp_path: Path) -> None:
+    (tmp_path / "trainLabels.csv").write_text("image,level\n1_left,0\n")
+    _image(tmp_path / "1_left.png")
+    with pytest.raises(ValueError, match="trainLabels.csv is the table of a whole data set: give its folder"):
+        load_datalist(tmp_path / "trainLabels.csv")
+    assert load_datalist(tmp_path)[0]["group"] == "1"

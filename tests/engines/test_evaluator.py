@@ -89,3 +89,7 @@ def test_unit_batch() -> None:
     image, label = prepare({"image": torch.tensor([[[[0.25]]]], dtype=torch.float64)}, "cpu")
     assert image.dtype == torch.float32 and image.item() == 0.25
     assert label is None
+    image, _ = prepare({"image": torch.tensor([[[[65535]]]], dtype=torch.uint16)})
+    assert image.item() == 1
+    with pytest.raises(ValueError, match="images must be uint8, uint16 or floating point in .0, 1., got torch.int16"):
+        prepare({"image": torch.zeros(1, 1, 1, 1, dtype=torch.int16)})

@@ -163,7 +163,9 @@ def test_never(items: list[dict[str, Any]], encoder: ConRecEncoder, caplog: pyte
 def test_mistakes(items: list[dict[str, Any]], encoder: ConRecEncoder) -> None:
     dataset = relabeled(items, [None] * 60)
     for every, k in ((-1, 20), (1, 0)):
-        with pytest.raises(ValueError, match=f"every must not be negative and k positive, got {every} and {k}"):
+        with pytest.raises(
+            ValueError, match=f"every must not be negative, k and count positive, got {every}, {k} and 4000"
+        ):
             OnlineProbe(encoder, dataset, 32, False, every=every, k=k)
     gray = CachedImages(items, 32, channels=1, progress=False)
     with pytest.raises(ValueError, match="OnlineProbe: the network takes 3 channels, the images of dataset have 1"):
