@@ -135,6 +135,58 @@ def test_mistake_in_the_data(outside: Path) -> None:
     assert message == f"{Path('aptos/train.csv')}, line 8: diagnosis must be an integer from 0 to 4, got '5'"
 
 
+def put(path: str, content: bytes | str = "") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def test_mistake_in_each_layout(outside: Path) -> None:
+    """One line that names the file and what is wrong with it; nothing is written (`mistake` sees to that)."""
+    picture = photographs(outside / "one", 1) / "0.jpg"
+
+    def message_of(dataset_dir: str, **values: Any) -> str:
+        return mistake(**{**TRAINING, "dataset_dir": dataset_dir, **values})
+
+    put("idrid/1. Original Images/a. Training Set/IDRiD_001.jpg", picture.read_bytes())
+    assert "2. Groundtruths must hold one table 'a. IDRiD_Disease Grading" in message_of("idrid")
+    truth = "idrid/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
+    put(truth, "Image name,Retinopathy grade,Risk of macular edema ,,\nIDRiD_001,9,0,,\n")
+    assert message_of("idrid").endswith("line 2: Retinopathy grade must be an integer from 0 to 4, got '9'")
+    assert "must have the column stage, found Image name, Retinopathy" in message_of("idrid", label_key="stage")
+
+    put("flowers/jpg/image_00001.jpg", picture.read_bytes())
+    put("flowers/imagelabels.mat", b"MATLAB 5.0 MAT-file")
+    assert message_of("flowers") == "flowers holds no setid.mat, which belongs to the images in jpg"
+    put("flowers/setid.mat", b"MATLAB 5.0 MAT-file")
+    assert message_of("flowers").startswith("flowers/imagelabels.mat ")
+
+    put("dogs/Images/n02085620-Chihuahua/1.jpg", picture.read_bytes())
+    assert "dogs holds the folder Images but no train_list.mat or train_list.txt" in message_of("dogs")
+    put("dogs/train_list.txt", "1.jpg\n")
+    assert message_of("dogs").startswith("dogs/train_list.txt, line 1: expected an image as <wnid>-<breed>/<file>")
+
+    put("eyepacs/train/1.jpeg", picture.read_bytes())
+    put("eyepacs/trainLabels.csv", "image,level\n1,0\n")
+    assert message_of("eyepacs").endswith("line 2: the image must be <patient>_left or <patient>_right, got 1")
+
+    put("messidor/a.jpg", picture.read_bytes())
+    put("messidor/messidor_data.csv", "image_id,adjudicated_dr_grade\na.jpg,5\n")
+    assert message_of("messidor").endswith("adjudicated_dr_grade must be an integer from 0 to 4 or blank, got '5'")
+
+    put("clinic/list.csv", "file,dr_grade\nb.png,1\n")
+    assert message_of("clinic/list.csv").endswith("must have the column image, found file, dr_grade")
+    assert "clinic/list.csv, line 2: no image clinic/b.png" in message_of("clinic/list.csv", image_key="file")
+    assert "circle-square:train=x: train must be a whole number, got 'x'" in message_of("circle-square:train=x")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.dcm", "a.nii", "a.nii.gz"])
+def test_mistake_in_each_format(name: str, outside: Path) -> None:
+    for content in (b"", b"rubbish", b"\0" * 200 + b"rubbish"):
+        photographs(outside / "photos", 9)
+        put(f"photos/{name}", content)
+        assert f"photos/{name}: " in mistake(**{**TRAINING, "dataset_dir": "photos"})
+
+
 def test_mistake_in_the_output(outside: Path) -> None:
     Path("file").touch()
     assert mistake(**{**TRAINING, "output_dir": "file/run"}).startswith("output_dir file/run cannot be written to: ")
