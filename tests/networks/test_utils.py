@@ -424,3 +424,9 @@ def test_long_lists_are_cut() -> None:
 
 def test_public_names() -> None:
     assert {"load_encoder", "load_model", "read_checkpoint", "save_checkpoint"} <= set(utils.__all__)
+
+
+def test_keras_checkpoint_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "model.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(ValueError, match="is a Keras checkpoint: conrec-monai import-keras model.hdf5 model.pt"):
+        load_encoder(tmp_path / "model.hdf5")
