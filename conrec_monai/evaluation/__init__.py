@@ -14,20 +14,26 @@ from __future__ import annotations
 from .embedding import central_part, embed
 from .evaluate import evaluate, format_table, untrained_encoders
 from .folds import complete_groups, make_folds, official_folds
-from .knn import knn_evaluation
-from .linear import cumulative_labels, grades_from_probabilities, linear_evaluation
+from .knn import knn_evaluation, knn_predictions
+from .linear import cumulative_labels, linear_evaluation, linear_predictions
+from .predictions import FoldPrediction, Predictions, class_probabilities, grades_from_probabilities
 from .shortcut import shortcut_features
 
 __all__ = [
     "central_part",
     "complete_groups",
+    "FoldPrediction",
+    "Predictions",
+    "class_probabilities",
     "cumulative_labels",
     "embed",
     "evaluate",
     "format_table",
     "grades_from_probabilities",
     "knn_evaluation",
+    "knn_predictions",
     "linear_evaluation",
+    "linear_predictions",
     "make_folds",
     "official_folds",
     "shortcut_features",

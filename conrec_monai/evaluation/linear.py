@@ -23,8 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from .folds import Folds, make_folds
+from .predictions import FoldPrediction, Predictions, grades_from_probabilities
 
-__all__ = ["cumulative_labels", "grades_from_probabilities", "linear_evaluation"]
+__all__ = ["cumulative_labels", "linear_evaluation", "linear_predictions"]
 
 Protocol = Literal["diabetic", "categorical"]
 
@@ -50,19 +51,7 @@ def cumulative_labels(grades: np.ndarray, num_classes: int) -> np.ndarray:
     return (grades[:, None] >= np.arange(num_classes)).astype(np.int64)
 
 
-def grades_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """Grades from cumulative probabilities: the number of probabilities above 0.5, less one, and never below grade 0.
-
-    Args:
-        probabilities: [N, K] probabilities of grade >= 0, ..., grade >= K - 1.
-
-    Returns:
-        [N] grades in 0 .. K - 1.
-    """
-    return np.maximum((np.asarray(probabilities) > 0.5).sum(axis=1) - 1, 0)
-
-
-def linear_evaluation(
+def linear_predictions(
     features: np.ndarray,
     labels: np.ndarray,
     folds: Folds,
@@ -71,12 +60,10 @@ def linear_evaluation(
     num_classes: int,
     groups: Sequence | np.ndarray | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Score frozen representations with a logistic regression (arXiv 2104.04323, section Experiments).
+) -> Predictions:
+    """Predict classes from frozen representations by logistic regression (arXiv 2104.04323, section Experiments).
 
-    ``diabetic`` fits one binary regression per cumulative label and scores quadratic weighted kappa ("qwk") and
-    "accuracy". ``categorical`` fits one multinomial regression and scores "top1" and those of "top3", "top5", "top10"
-    with k below the number of classes (with k classes to choose from, top-k accuracy is always 1).
+    ``diabetic`` fits one binary regression per cumulative label, ``categorical`` one multinomial regression.
 
     Args:
         features: [N, F] representations, finite.
@@ -85,37 +72,25 @@ def linear_evaluation(
         protocol: "diabetic" for ordinal grades, "categorical" otherwise.
         standardized: False is the published protocol, raw features and C = 1, in which features of a small scale are
             penalized out of the model. True standardizes the features on the training part and chooses C inside it,
-            by cross-validation with the protocol's first metric (the smallest C among equals; C stays 1 where no class,
-            or not a second group, allows two inner folds), then fits the whole training part.
+            by cross-validation with quadratic weighted kappa or accuracy (the smallest C among equals; C stays 1 where
+            no class, or not a second group, allows two inner folds), then fits the whole training part.
         num_classes: number of classes K.
         groups: [N] group of each image, kept together in the inner folds.
         seed: seed of the inner folds.
 
     Returns:
-        ``{metric: {"mean", "std", "folds": [one value per fold]}, ..., "C": [one per fold]}``. "std" is the
-        population standard deviation over the folds. QWK is 0 where it is undefined (all labels and predictions equal).
+        The predictions of each fold; their ``settings`` hold the "C" of each.
 
     Raises:
         ValueError: for shapes that do not match, non-finite features, labels out of range, a fold whose sides are
             empty or overlap, or whose training part has a single class or lacks one that its test part has.
     """
-    if protocol not in ("diabetic", "categorical"):
-        raise ValueError(f'expected protocol "diabetic" or "categorical", got {protocol!r}')
-    features = np.asarray(features, dtype=np.float64)
-    labels = _checked_labels(labels, num_classes)
-    if features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(f"expected features [{len(labels)}, F], one row per label, got shape {list(features.shape)}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"features: row {np.flatnonzero(~np.isfinite(features).all(axis=1))[0]} is not finite")
+    features, labels = check_features(features, labels, folds, protocol, num_classes)
     if groups is not None and len(groups) != len(labels):
         raise ValueError(f"expected one group per image, got {len(groups)} groups for {len(labels)} images")
-    if not folds:
-        raise ValueError("expected at least one fold, got none")
-    for number, (train, test) in enumerate(folds, 1):
-        _check_fold(f"fold {number} of {len(folds)}", labels, train, test)
-
-    scores: list[dict[str, float]] = []
+    predictions: list[FoldPrediction] = []
     chosen: list[float] = []
+    make = FoldPrediction.of_cumulative if protocol == "diabetic" else FoldPrediction.of_classes
     # One BLAS thread: a fit is many small products, and waking up threads for each makes it ten times slower.
     with threadpool_limits(1, user_api="blas"):
         for train, test in folds:
@@ -129,14 +104,77 @@ def linear_evaluation(
             # L-BFGS: where features are tiny the result depends on where the solver stops.
             solver = "newton-cg" if standardized else "lbfgs"
             probabilities = _probabilities(x_train, labels[train], x_test, protocol, num_classes, (c,), solver)[0]
-            scores.append(_score(labels[test], probabilities, protocol))
+            predictions.append(make(np.asarray(test), probabilities))
             chosen.append(c)
+    return Predictions(predictions, {"C": chosen})
 
+
+def linear_evaluation(
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: Folds,
+    protocol: Protocol,
+    standardized: bool,
+    num_classes: int,
+    groups: Sequence | np.ndarray | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The scores of :func:`linear_predictions` that the publication gives.
+
+    Returns:
+        ``{metric: {"mean", "std", "folds": [one value per fold]}, ..., "C": [one per fold]}``: quadratic weighted
+        kappa ("qwk", 0 where it is undefined: all labels and predictions equal) and "accuracy" for grades; "top1" and
+        those of "top3", "top5", "top10" with k below the number of classes for others. "std" is the population
+        standard deviation over the folds.
+
+    Raises:
+        ValueError: see :func:`linear_predictions`.
+    """
+    predictions = linear_predictions(features, labels, folds, protocol, standardized, num_classes, groups, seed)
+    return summary(np.asarray(labels), predictions, protocol)
+
+
+def summary(labels: np.ndarray, predictions: Predictions, protocol: Protocol) -> dict[str, Any]:
+    """Mean, standard deviation and values over folds of the published metrics; then the settings of the folds."""
+    scores = [_score(labels[fold.test], fold.predicted, fold.probabilities, protocol) for fold in predictions.folds]
     result: dict[str, Any] = {}
     for metric in scores[0]:
         values = [score[metric] for score in scores]
         result[metric] = {"mean": float(np.mean(values)), "std": float(np.std(values)), "folds": values}
-    return {**result, "C": chosen}
+    return {**result, **predictions.settings}
+
+
+def check_features(
+    features: np.ndarray, labels: np.ndarray, folds: Folds, protocol: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks what a probe needs; the features as float64, the labels as int64."""
+    if protocol not in ("diabetic", "categorical"):
+        raise ValueError(f'expected protocol "diabetic" or "categorical", got {protocol!r}')
+    features = np.asarray(features, dtype=np.float64)
+    labels = _checked_labels(labels, num_classes)
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(f"expected features [{len(labels)}, F], one row per label, got shape {list(features.shape)}")
+    if not np.isfinite(features).all():
+        raise ValueError(f"features: row {np.flatnonzero(~np.isfinite(features).all(axis=1))[0]} is not finite")
+    check_folds(labels, folds)
+    return features, labels
+
+
+def check_folds(labels: np.ndarray, folds: Folds) -> None:
+    """Checks that a classifier can be fitted and scored on each fold.
+
+    Args:
+        labels: [N] classes.
+        folds: pairs of (training indices, test indices).
+
+    Raises:
+        ValueError: naming the fold, when its sides are empty or overlap, or its training part has a single class or
+            lacks one that its test part has.
+    """
+    if not folds:
+        raise ValueError("expected at least one fold, got none")
+    for number, (train, test) in enumerate(folds, 1):
+        _check_fold(f"fold {number} of {len(folds)}", labels, train, test)
 
 
 def _checked_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -214,14 +252,22 @@ def _choose_c(
             probabilities[:, test] = _probabilities(
                 x_train, labels[train], x_test, protocol, num_classes, C_GRID, "newton-cg", tol=1e-3
             )
-    return C_GRID[int(np.argmax([next(iter(_score(labels, p, protocol).values())) for p in probabilities]))]
+    scores = []
+    for p in probabilities:
+        predicted = grades_from_probabilities(p) if protocol == "diabetic" else p.argmax(axis=1)
+        scores.append(next(iter(_score(labels, predicted, p, protocol).values())))
+    return C_GRID[int(np.argmax(scores))]
 
 
-def _score(labels: np.ndarray, probabilities: np.ndarray, protocol: Protocol) -> dict[str, float]:
-    """Metrics of the protocol; the first one is the one that chooses C."""
+def _score(
+    labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, protocol: Protocol
+) -> dict[str, float]:
+    """The published metrics of the protocol; the first one is the one that chooses C."""
     if protocol == "diabetic":
-        grades = grades_from_probabilities(probabilities)
-        return {"qwk": _quadratic_weighted_kappa(labels, grades), "accuracy": float((grades == labels).mean())}
+        return {
+            "qwk": _quadratic_weighted_kappa(labels, predicted),
+            "accuracy": float((predicted == labels).mean()),
+        }
     num_classes = probabilities.shape[1]
     hits = np.argsort(-probabilities, axis=1, kind="stable") == labels[:, None]
     return {f"top{k}": float(hits[:, :k].any(axis=1).mean()) for k in TOP_K if k < num_classes}

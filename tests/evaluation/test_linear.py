@@ -73,7 +73,8 @@ def test_grading_metrics_match_the_published_implementation(oracles: Path) -> No
     for i in range(int(arrays["cases"])):
         grades = arrays[f"grade_{i}"]
         np.testing.assert_array_equal(cumulative_labels(grades, 5), arrays[f"labels_{i}"])
-        scores = _score(grades, arrays[f"probabilities_{i}"], "diabetic")
+        probabilities = arrays[f"probabilities_{i}"]
+        scores = _score(grades, grades_from_probabilities(probabilities), probabilities, "diabetic")
         assert scores["qwk"] == pytest.approx(float(arrays[f"kappa_{i}"]), abs=1e-6)
         assert scores["accuracy"] == pytest.approx(float(arrays[f"accuracy_{i}"]), abs=1e-6)
 
@@ -95,9 +96,9 @@ def test_top_k_by_hand() -> None:
     from conrec_monai.evaluation.linear import _score
 
     probabilities = np.array([[0.4, 0.3, 0.2, 0.1]] * 4)
-    scores = _score(np.arange(4), probabilities, "categorical")
+    scores = _score(np.arange(4), np.zeros(4), probabilities, "categorical")
     assert scores == {"top1": 0.25, "top3": 0.75}
-    assert list(_score(np.arange(4), np.eye(12)[:4], "categorical")) == ["top1", "top3", "top5", "top10"]
+    assert list(_score(np.arange(4), np.arange(4), np.eye(12)[:4], "categorical")) == ["top1", "top3", "top5", "top10"]
 
 
 @pytest.mark.parametrize("protocol", ["diabetic", "categorical"])
