@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import operator
 import os
@@ -66,6 +67,8 @@ class CachedImages(Dataset):
         labels: int64 tensor of N labels, -1 where an item has none.
         ids: N identifiers; the position as text where an item has none.
         groups: N group names or None.
+        hashes: int64 tensor of N hashes of the content (of a file's bytes, or of an array) and the frame: which images
+            these are, whatever their names.
         skipped: what was left out, each {"id", "image", "reason"}: first what a `Datalist` says of itself.
 
     Raises:
@@ -112,6 +115,7 @@ class CachedImages(Dataset):
         self.groups: list[str | None] = [item.get("group") for item in data]
         self.skipped: list[dict[str, str]] = list(data.skipped) if isinstance(data, Datalist) else []
         self._images: torch.Tensor | None = None
+        self._hashes = torch.empty(0, dtype=torch.int64)
 
     def load(self) -> CachedImages:
         """Decode all images, unless that is done already.
@@ -134,6 +138,8 @@ class CachedImages(Dataset):
                 " a smaller size is needed"
             ) from None
 
+        hashes = torch.zeros(len(self), dtype=torch.int64)
+
         def fill(index: int) -> str | None:
             image, frame = self.data[index]["image"], self.data[index].get("frame")
             in_memory = isinstance(image, np.ndarray)
@@ -142,6 +148,7 @@ class CachedImages(Dataset):
                     array = to_channels(image, self.channels)
                 else:
                     array = read_image(image, self.channels, frame=frame, min_side=self.size)
+                hashes[index] = _content_hash(image, frame)
             except (ValueError, OSError) as error:
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
             images[index] = _fit(array, self.size, self.resize)
@@ -158,6 +165,7 @@ class CachedImages(Dataset):
             first = "; ".join(list(failures.values())[:5])
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
             raise ValueError(f"{len(failures)} of {len(self)} images cannot be loaded: {first}{more}")
+        self._hashes = hashes
         if failures:
             images = self._skip(images, failures)
         self._images = images
@@ -179,6 +187,7 @@ class CachedImages(Dataset):
         items = [self.data[index] for index in kept]
         self.data = Datalist(items, self.data.info, self.skipped) if isinstance(self.data, Datalist) else items
         self.labels = self.labels[kept]
+        self._hashes = self._hashes[kept]
         self.ids = [self.ids[index] for index in kept]
         self.groups = [self.groups[index] for index in kept]
         return images[: len(kept)]
@@ -188,6 +197,11 @@ class CachedImages(Dataset):
         self.load()
         assert self._images is not None
         return self._images
+
+    @property
+    def hashes(self) -> torch.Tensor:
+        self.load()
+        return self._hashes
 
     def __len__(self) -> int:
         return len(self.data)
@@ -289,6 +303,19 @@ class EpochBatchSampler(Sampler[list[int]]):
             yield whole[self.rank * part : (self.rank + 1) * part].tolist()
         if (self.epoch, self.batch) == (epoch, first):  # unless set_position was called meanwhile
             self.epoch, self.batch = epoch + 1, 0
+
+
+def _content_hash(image: str | os.PathLike | np.ndarray, frame: int | None) -> int:
+    """64 bits of a hash of a file's bytes, or of an array, and the frame."""
+    sha = hashlib.blake2b(str(frame).encode(), digest_size=8)
+    if isinstance(image, np.ndarray):
+        sha.update(f"{image.dtype.str}{image.shape}".encode())
+        sha.update(np.ascontiguousarray(image).tobytes())
+    else:
+        with open(image, "rb") as file:  # the decoder reads the same bytes, then from the system's cache
+            while block := file.read(1 << 20):
+                sha.update(block)
+    return int.from_bytes(sha.digest(), "little", signed=True)
 
 
 def _label(index: int, label: Any) -> int:

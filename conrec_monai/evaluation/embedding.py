@@ -11,12 +11,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-__all__ = ["central_part", "embed"]
+__all__ = ["central_part", "embed", "embed_levels", "has_levels"]
 
 
 def central_part(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -60,6 +62,55 @@ def embed(
     Raises:
         ValueError: for images that are not uint8 NCHW, an output that is not B[F], or a non-finite representation.
     """
+    return _run(encoder, encoder, images, batch_size, device, progress)
+
+
+def embed_levels(
+    encoder: nn.Module,
+    images: torch.Tensor,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> np.ndarray:
+    """Multi-level representations of images: the average and the maximum over space of every level of the encoder.
+
+    Args:
+        encoder: a :class:`conrec_monai.networks.nets.ConRecEncoder`, or any module whose method ``features`` gives
+            the feature maps of its levels, each B[C][h][w].
+        images: uint8 NCHW.
+        batch_size: images per forward pass.
+        device: where the encoder runs.
+        progress: show a progress bar.
+
+    Returns:
+        float32 [N, 2 * sum of the levels' channels]: the averages of all levels, finest first, then the maxima.
+
+    Raises:
+        ValueError: as :func:`embed`; or when the encoder has no levels.
+    """
+    if not has_levels(encoder):
+        raise ValueError(f"a {type(encoder).__name__} gives no feature maps of levels")
+
+    def pooled(x: torch.Tensor) -> torch.Tensor:
+        maps = [level.float() for level in encoder.features(x)]  # type: ignore[operator]
+        return torch.cat([m.mean(dim=(2, 3)) for m in maps] + [m.amax(dim=(2, 3)) for m in maps], dim=1)
+
+    return _run(encoder, pooled, images, batch_size, device, progress)
+
+
+def has_levels(encoder: nn.Module) -> bool:
+    """Whether :func:`embed_levels` can be used: ``features`` is a method, not a part of the network."""
+    return callable(getattr(type(encoder), "features", None))
+
+
+def _run(
+    encoder: nn.Module,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool,
+) -> np.ndarray:
     if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"expected uint8 images NCHW with N >= 1, got {images.dtype} of shape {list(images.shape)}")
     training = [module for module in encoder.modules() if module.training]
@@ -69,7 +120,7 @@ def embed(
         with torch.inference_mode():
             for batch in tqdm(images.split(batch_size), desc="embed", leave=False, disable=None if progress else True):
                 x = batch.to(device).float() / 255
-                h = encoder(x)
+                h = function(x)
                 if h.ndim != 2 or len(h) != len(x):
                     raise ValueError(f"expected an encoder that returns [{len(x)}, F], got shape {list(h.shape)}")
                 representations.append(h.float().cpu())

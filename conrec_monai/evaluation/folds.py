@@ -11,13 +11,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-__all__ = ["complete_groups", "make_folds", "official_folds"]
+__all__ = ["FoldPlan", "complete_groups", "make_folds", "official_folds", "plan_folds", "subsample"]
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
@@ -111,3 +116,147 @@ def official_folds(
         if len(both):
             raise ValueError(f"{len(both)} groups have images both in {list(train)} and in {list(test)}")
     return [(indices[0], indices[1])]
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """The folds of an evaluation, which can be written down and used again.
+
+    Attributes:
+        folds: pairs of (training indices, test indices).
+        kind: "stratified", "grouped" (stratified, a group never crosses), or "official".
+        n: folds per repetition.
+        repeats: repetitions.
+        seed: of the folds.
+        left_out: training images of an official split that are left out, as their group is in the test part too.
+    """
+
+    folds: Folds
+    kind: str
+    n: int
+    repeats: int
+    seed: int
+    left_out: int = 0
+
+    def save(self, path: str | os.PathLike, ids: Sequence[str]) -> None:
+        """Writes the plan as JSON: the ids of the images, and of each fold the positions among them.
+
+        Args:
+            path: of the file.
+            ids: [N] identifier of each image.
+        """
+        content = {
+            "schema": 1,
+            "kind": self.kind,
+            "n": self.n,
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "left_out": self.left_out,
+            "ids": list(ids),
+            "folds": [{"train": train.tolist(), "test": test.tolist()} for train, test in self.folds],
+        }
+        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, ids: Sequence[str]) -> FoldPlan:
+        """Reads a plan for these images, whatever their order.
+
+        Args:
+            path: of the file.
+            ids: [N] identifier of each image.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when it is no such file, or names an image that is not among ``ids``.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no folds at {path}: {'a folder' if path.is_dir() else 'no such file'}.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            names: list[str] = content["ids"]
+            plan: dict[str, Any] = {name: content[name] for name in ("kind", "n", "repeats", "seed", "left_out")}
+            pairs = [(list(map(int, fold["train"])), list(map(int, fold["test"]))) for fold in content["folds"]]
+            used = sorted({i for pair in pairs for part in pair for i in part})
+            wanted = {i: names[i] for i in used}
+            if not pairs or used[0] < 0:
+                raise IndexError
+        except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError):
+            raise ValueError(f"{path} is no file of folds, such as the folds.json of an evaluation.") from None
+        where = {name: i for i, name in enumerate(ids)}
+        missing = [name for name in wanted.values() if name not in where]
+        if missing:
+            raise ValueError(
+                f"{path} has folds of other images: {len(missing)} of its {len(wanted)} are not among the {len(ids)}"
+                f" labelled images, such as {missing[0]!r}."
+            )
+        place = {i: where[name] for i, name in wanted.items()}
+        folds = [tuple(np.array([place[i] for i in part], dtype=np.int64) for part in pair) for pair in pairs]
+        return cls(folds, **plan)  # type: ignore[arg-type]
+
+
+def plan_folds(
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    splits: Sequence[str | None] | None = None,
+    n_folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+) -> FoldPlan:
+    """The official split where there is one, else stratified folds that keep groups together.
+
+    Training images of an official split whose group (a patient, a duplicate) is in the test part are left out.
+
+    Args:
+        labels: [N] class of each image.
+        groups: [N] group of each image; None where each is alone.
+        splits: [N] name of each image's split. When "train" (or "training") and "test" are among them, the first is
+            fitted on and the second scored; images of other splits are unused. Else the names are ignored.
+        n_folds: see :func:`make_folds`.
+        repeats: see :func:`make_folds`.
+        seed: see :func:`make_folds`.
+
+    Raises:
+        ValueError: see :func:`make_folds`; and when no training image of an official split is left.
+    """
+    if splits is None or "test" not in splits or not {"train", "training"} & set(splits):
+        kind = "stratified" if groups is None else "grouped"
+        return FoldPlan(make_folds(labels, groups, n_folds, repeats, seed), kind, n_folds, repeats, seed)
+    ((train, test),) = official_folds(["" if split is None else split for split in splits])
+    kept = train if groups is None else train[~np.isin(groups[train], groups[test])]
+    if not len(kept):
+        raise ValueError(f"all {len(train)} training images share their group with a test image; none can be used")
+    return FoldPlan([(kept, test)], "official", 1, 1, seed, len(train) - len(kept))
+
+
+def subsample(labels: np.ndarray, folds: Folds, fraction: float, repeats: int, seed: int) -> Folds:
+    """Folds with a share of the training labels, stratified: for label-efficiency curves.
+
+    Of each class the given share is kept, rounded, and one image at least. The draws of one repetition are nested: what
+    is among 5 % is among 10 %.
+
+    Args:
+        labels: [N] classes.
+        folds: pairs of (training indices, test indices).
+        fraction: share of the training images to keep, in (0, 1].
+        repeats: draws per fold; of a share of 1 there is one.
+        seed: of the draws.
+
+    Returns:
+        ``len(folds) * repeats`` pairs, all of the first repetition first.
+
+    Raises:
+        ValueError: for a fraction out of its range, or ``repeats`` below 1.
+    """
+    if not 0 < fraction <= 1 or repeats < 1:
+        raise ValueError(f"fraction must be in (0, 1] and repeats at least 1, got {fraction} and {repeats}")
+    if fraction == 1:
+        return folds
+    result = []
+    for repeat in range(repeats):
+        for number, (train, test) in enumerate(folds):
+            order = np.random.RandomState([seed, repeat, number]).permutation(train)
+            of_class = [order[labels[order] == label] for label in np.unique(labels[train])]
+            kept = np.concatenate([part[: max(1, round(fraction * len(part)))] for part in of_class])
+            result.append((np.sort(kept), test))
+    return result

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["shortcut_features"]
+__all__ = ["color_features", "shortcut_features"]
 
 THRESHOLD = 8  # of 255: brighter in any channel is inside the field of view
 MASK_SIZE = 64
@@ -41,6 +41,28 @@ def shortcut_features(images: torch.Tensor | np.ndarray) -> np.ndarray:
     Raises:
         ValueError: for images that are not uint8 NCHW.
     """
+    return _of_batches(images)
+
+
+def color_features(images: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The last part of :func:`shortcut_features`: color alone, which predicts grades too, as cameras differ by grade.
+
+    Where the field of view is normalized, this is the baseline to beat.
+
+    Args:
+        images: uint8 NCHW of any size and number of channels.
+
+    Returns:
+        float32 [N, 2C]: the mean and the standard deviation of each channel over the field of view.
+
+    Raises:
+        ValueError: for images that are not uint8 NCHW.
+    """
+    images = torch.as_tensor(images)
+    return _of_batches(images)[:, -2 * images.shape[1] :]
+
+
+def _of_batches(images: torch.Tensor | np.ndarray) -> np.ndarray:
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"expected uint8 images NCHW with N >= 1, got {images.dtype} of shape {list(images.shape)}")

@@ -17,12 +17,14 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from conrec_monai.networks.nets import ConRecUNet
@@ -110,6 +112,10 @@ class RunCheckpoint:
         resume: go on from ``checkpoint.pt`` in ``output_dir`` where there is one.
         data: items of the run; a run goes on with the same ones only. None to leave that out.
         every: epochs between checkpoints that are kept beside it, as ``checkpoint_epoch_0100.pt``; 0 for none.
+        hashes: gives the hashes of the run's images (see :class:`conrec_monai.data.CachedImages`), which an evaluation
+            needs to tell whether it scores on images of the pretraining; None to leave that out.
+
+    Each file has an entry ``pretraining``: ``{"settings", "epoch", "images"}``, the last being the hashes, sorted.
 
     In several processes (attach it in each) the first one writes; an interruption is left to the launcher, and the run
     goes on from the last completed epoch.
@@ -125,10 +131,12 @@ class RunCheckpoint:
         resume: bool = False,
         data: Sequence[Mapping[str, Any]] | None = None,
         every: int = 0,
+        hashes: Callable[[], Tensor] | None = None,
     ) -> None:
         if every < 0:
             raise ValueError(f"every must not be negative, got {every}.")
         self.every = every
+        self.hashes = hashes
         self.output_dir = Path(output_dir)
         self.network, self.preprocessing, self.settings = network, dict(preprocessing), dict(settings)
         self.data = data
@@ -194,10 +202,11 @@ class RunCheckpoint:
         }
         if not _is_first():
             return
-        save_checkpoint(path, self.network, self.preprocessing, training=training)
+        pretraining = self._pretraining(engine)
+        save_checkpoint(path, self.network, self.preprocessing, training=training, pretraining=pretraining)
         if self.every and not within and engine.state.epoch % self.every == 0:
             snapshot = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
-            save_checkpoint(snapshot, self.network, self.preprocessing, training=training)
+            save_checkpoint(snapshot, self.network, self.preprocessing, training=training, pretraining=pretraining)
         done, length = engine.state.iteration, engine.state.epoch_length
         if self._signal is not None and done < length * engine.state.max_epochs:
             self._restore_signals()
@@ -211,8 +220,13 @@ class RunCheckpoint:
         if not _is_first():
             return
         path = self.output_dir / ENCODER
-        save_checkpoint(path, self.network.encoder, self.preprocessing)
+        save_checkpoint(path, self.network.encoder, self.preprocessing, pretraining=self._pretraining(engine))
         self.logger.info(f"encoder written to {path}")
+
+    def _pretraining(self, engine: Engine) -> dict[str, Any]:
+        done = engine.state.iteration // max(1, engine.state.epoch_length or 1)
+        images = None if self.hashes is None else torch.unique(self.hashes())
+        return {"settings": self.settings, "epoch": done, "images": images}
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._restore_signals()

@@ -1,0 +1,91 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .predictions import FoldPrediction, Predictions
+
+__all__ = ["PredictionStore", "digest"]
+
+
+def digest(*values: Any) -> str:
+    """A name for arrays and plain values: 24 hexadecimal digits of their SHA-256."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            sha.update(f"{value.dtype.str}{value.shape}".encode())
+            sha.update(np.ascontiguousarray(value).tobytes())
+        else:
+            sha.update(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+        sha.update(b"\0")
+    return sha.hexdigest()[:24]
+
+
+class PredictionStore:
+    """Keeps predictions in a folder, so that an evaluation that was interrupted goes on where it stopped.
+
+    A file is found by a digest of all that its numbers depend on; so nothing stale is ever taken. Files are .npz of
+    plain arrays (``test_0``, ``probabilities_0``, ``predicted_0``, ..., one of each per fold, and ``settings``, JSON),
+    written in one step. A file that cannot be read counts as absent.
+
+    Args:
+        folder: of the files; it is made with the first of them.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: Mapping[str, Any]) -> Path:
+        """The file of the predictions that depend on these values."""
+        return self.folder / f"{digest(dict(key))}.npz"
+
+    def get(self, key: Mapping[str, Any]) -> Predictions | None:
+        """The predictions, or None where they are not there."""
+        try:
+            with np.load(self.path(key), allow_pickle=False) as file:
+                settings = json.loads(str(file["settings"]))
+                count = sum(name.startswith("test_") for name in file.files)
+                folds = [
+                    FoldPrediction(file[f"test_{i}"], file[f"probabilities_{i}"], file[f"predicted_{i}"])
+                    for i in range(count)
+                ]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return Predictions(folds, settings)
+
+    def put(self, key: Mapping[str, Any], predictions: Predictions) -> None:
+        """Keeps the predictions."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, np.ndarray] = {"settings": np.array(json.dumps(predictions.settings))}
+        for i, fold in enumerate(predictions.folds):
+            arrays[f"test_{i}"] = np.asarray(fold.test)
+            arrays[f"probabilities_{i}"] = np.asarray(fold.probabilities)
+            arrays[f"predicted_{i}"] = np.asarray(fold.predicted)
+        path = self.path(key)
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
