@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 BUNDLE := bundles/conrec_pretraining
 DEMO := demo_output
 DATA ?= ../data
-RESULTS ?= output/aptos_64px
+PRESET ?= cpu
 SYNTHETIC_RESULTS ?= output/synthetic_64px
 
-.PHONY: demo test lint types format aptos-64px synthetic-64px example-weights clean
+.PHONY: demo test lint types format table1 figure3 aptos-64px synthetic-64px example-weights clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
@@ -49,7 +49,17 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# docs/results/table1.md and figure3.md; see experiments/README.md. Both go on where they were stopped.
+#   make table1 PRESET=cpu|gpu DATA=../data RESULTS=output/table1 [COLUMNS="aptos flowers"] [ROWS="conrec"] [EPOCHS=100]
+#     [DENSENET=densenet121-a639ec97.pth]
+table1 figure3: RESULTS ?= output/table1
+table1 figure3: $(VENV)/installed
+	$(BIN)/python experiments/$@.py --preset $(PRESET) --data "$(DATA)" --results "$(RESULTS)" \
+	  $(if $(COLUMNS),--columns $(COLUMNS)) $(if $(ROWS),--rows $(ROWS)) \
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
+
 # docs/results/aptos_64px.md: 16 epochs on APTOS 2019 at 64 px; DATA holds the folder aptos2019. Resumes where it stopped.
+aptos-64px: RESULTS ?= output/aptos_64px
 aptos-64px: $(VENV)/installed
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
 	  --dataset_dir $(DATA)/aptos2019 --output_dir $(RESULTS) --image_size 64 --cache_size 64 \

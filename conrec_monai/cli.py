@@ -19,12 +19,14 @@ with one clear line.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from conrec_monai.version import __version__
@@ -44,14 +46,14 @@ DATA_SETS = {
 
 
 class Command(NamedTuple):
-    """A subcommand: `run` gets the parsed arguments."""
+    """A subcommand: `run` gets the parsed arguments and may return an exit code."""
 
     name: str
     help: str
     description: str
     epilog: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the name of the program; those of the process by default.
 
     Returns:
-        Exit code: 0, 1 after a user's mistake (one line on the standard error), 130 when interrupted, 141 when whoever
-        reads the output went away.
+        Exit code: 0, 1 after a user's mistake (one line on the standard error) or when an audit found a leak, 130 when
+        interrupted, 141 when whoever reads the output went away.
 
     Raises:
         SystemExit: from argparse, with code 0 for --help and --version, 2 for wrong usage.
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     handler = _log_to_stderr()
     try:
-        options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still in the buffer goes nowhere, or Python complains about it when it ends.
@@ -91,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         logging.getLogger("conrec_monai").removeHandler(handler)
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="conrec-monai",
         description="Self-supervised pretraining for retinal fundus photographs with MONAI: data and model files.\n"
-        "Pretraining and evaluation are MONAI bundles: python -m monai.bundle run --config_file ...",
+        "Pretraining is a MONAI bundle: python -m monai.bundle run --config_file ...",
         epilog="'conrec-monai COMMAND --help' explains a command. 'python -m conrec_monai' is the same program.\n"
         "Exit codes: 0 done, 1 an error (one line says which), 2 wrong usage, 130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -244,6 +246,159 @@ def _print_counts(datalist: Any) -> None:
         print("  " + "  ".join(cells).rstrip())
 
 
+# --- audit ------------------------------------------------------------------------------------------------------------
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="file or folder, see conrec-monai info")
+    parser.add_argument("--section", metavar="NAME", help="only this split (default: all)")
+    for name in ("image", "label", "group", "split"):
+        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    parser.add_argument("--output", metavar="FILE", help="JSON file to write, such as audit.json")
+    parser.add_argument("--page", metavar="FILE", help="page to write, such as audit.html")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="threads that decode (default: 2)")
+
+
+def _run_audit(options: argparse.Namespace) -> int:
+    from conrec_monai.data.datalist import load_datalist
+    from conrec_monai.evaluation.audit import audit, audit_page, format_audit
+
+    outputs = [Path(path) for path in (options.output, options.page) if path is not None]
+    for path in outputs:  # before the work, not after it
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, expected the name of a file to write")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    if len(outputs) == 2 and outputs[0].resolve() == outputs[1].resolve():
+        raise ValueError(f"--output and --page name the same file, {outputs[0]}")
+    names = ("image_key", "label_key", "group_key", "split_key")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    datalist = load_datalist(options.dataset, options.section, on_error="skip", **given)
+    manifest = audit(datalist, options.workers)
+    if options.output is not None:
+        Path(options.output).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    if options.page is not None:
+        Path(options.page).write_text(audit_page(manifest), encoding="utf-8")
+    print(format_audit(manifest))
+    for path in outputs:
+        print(f"written: {path}")
+    return 1 if manifest["splits_crossed"] else 0
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="+", help="encoder.pt or checkpoint.pt, several as NAME=PATH"
+    )
+    parser.add_argument(
+        "--dataset", "--train", metavar="DATASET", required=True, help="labeled images, see conrec-monai info"
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder of the results")
+    parser.add_argument("--section", metavar="NAME", help="only this split (default: all)")
+    parser.add_argument("--test", metavar="DATASET", help="fit on --dataset, score on this one")
+    parser.add_argument("--test-section", metavar="NAME", help="only this split of --test")
+    parser.add_argument(
+        "--protocols",
+        metavar="NAME",
+        nargs="+",
+        help="some of linear, levels, knn, frozen_head, fine_tune, supervised (default: the first three)",
+    )
+    parser.add_argument(
+        "--fractions", metavar="SHARE", type=float, nargs="+", help="shares of the training labels (default: 1)"
+    )
+    parser.add_argument("--fraction-repeats", metavar="N", type=int, help="draws of each share, per fold (default: 3)")
+    parser.add_argument(
+        "--fine-tuning",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="what differs from the published settings of the last three protocols: optimizer, learning_rate,"
+        " weight_decay, batch_size, epochs, augmentation",
+    )
+    parser.add_argument("--densenet", metavar="WEIGHTS", help="add a DenseNet121: random, imagenet or a file")
+    parser.add_argument(
+        "--untrained-seeds", metavar="SEED", type=int, nargs="*", help="encoders with random weights (default: 0 1 2)"
+    )
+    parser.add_argument("--field-of-view", choices=("normalize",), help="bring every retina to the same circle")
+    parser.add_argument("--center-crop", metavar="SHARE", type=float, help="central part of the image that is seen")
+    parser.add_argument(
+        "--no-group-duplicates",
+        dest="group_duplicates",
+        action="store_const",
+        const=False,
+        help="do not search for duplicates, which are kept on one side of a fold",
+    )
+    parser.add_argument("--folds", metavar="FILE", help="folds.json of another evaluation, to use its folds")
+    parser.add_argument("--n-folds", metavar="N", type=int, help="folds of the cross-validation (default: 5)")
+    parser.add_argument("--repeats", metavar="N", type=int, help="repetitions of the cross-validation (default: 1)")
+    parser.add_argument("--replicates", metavar="N", type=int, help="of the bootstrap (default: 1000)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of everything that is random (default: 0)")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="images per forward pass (default: 64)")
+    parser.add_argument("--workers", dest="num_workers", metavar="N", type=int, help="threads that decode (default: 2)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
+    for name in ("image", "label", "group", "split"):
+        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    parser.add_argument("--on-error", choices=("raise", "skip"), help="what becomes of images that cannot be read")
+
+
+def _run_evaluate(options: argparse.Namespace) -> None:
+    import torch
+
+    from conrec_monai.bundle import evaluate_checkpoints
+
+    apart = ("checkpoint", "dataset", "output", "test", "fine_tuning", "command", "run")
+    given = {name: value for name, value in vars(options).items() if value is not None and name not in apart}
+    given.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    if options.fine_tuning is not None:
+        given["fine_tuning"] = dict(_assignment(text) for text in options.fine_tuning)
+    try:
+        evaluate_checkpoints(options.checkpoint, options.dataset, options.output, test_dir=options.test, **given)
+    except KeyboardInterrupt:
+        logging.getLogger("conrec_monai").info("What is computed is kept; the same command goes on from here.")
+        raise
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """KEY=VALUE: a number, null, or a word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--fine-tuning expects KEY=VALUE, such as epochs=8, got {text!r}.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", metavar="RESULT_DIR", nargs="+", help="folder that conrec-monai evaluate wrote")
+    parser.add_argument("--output", metavar="FILE", required=True, help="page to write, such as report.html")
+    parser.add_argument(
+        "--dataset", metavar="DATASET", help="where the images are (default: the path in RESULT_DIR/metrics.json)"
+    )
+    for name in ("image", "label", "group", "split"):
+        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    parser.add_argument(
+        "--pictures",
+        choices=("all", "none"),
+        default="all",
+        help="none: no photographs, for a page that is passed on (default: all)",
+    )
+    parser.add_argument("--audit", metavar="FILE", help="audit.json of conrec-monai audit")
+    parser.add_argument("--figures", metavar="DIR", help="folder to which each figure goes as PNG and SVG too")
+
+
+def _run_report(options: argparse.Namespace) -> None:
+    from conrec_monai.evaluation.report import write_report
+
+    names = ("dataset", "image_key", "label_key", "group_key", "split_key", "pictures", "audit", "figures")
+    path = write_report(options.results, options.output, **{name: getattr(options, name) for name in names})
+    print(f"written: {path}")
+
+
 # --- import-keras -----------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +448,47 @@ COMMANDS = (
         "The layouts that are recognized: docs/data.md.",
         _add_info,
         _run_info,
+    ),
+    Command(
+        "audit",
+        "look for duplicates, leaks across splits, damaged images and shortcuts, before any score",
+        "Decodes every image and tells which show the same photograph (exactly, or encoded again, resized, turned,\n"
+        "brighter or darker), which of those have different labels or lie on both sides of a split, which are damaged\n"
+        "or blank, and how much image size and field of view tell about the label.\n"
+        "Exit code 1 when groups lie on both sides of a split.",
+        "examples:\n"
+        "  conrec-monai audit data/aptos2019 --output audit.json --page audit.html\n"
+        "  conrec-monai audit table.csv --group-key patient --split-key fold\n\n"
+        "What is found and how surely: docs/audit.md.",
+        _add_audit,
+        _run_audit,
+    ),
+    Command(
+        "evaluate",
+        "score encoders on labeled images, with intervals, beside untrained encoders and baselines",
+        "Scores the encoders of checkpoints on labeled images, beside encoders with random weights and two\n"
+        "baselines that see no content, all on the same folds, with 95 % intervals and paired differences. Prints\n"
+        "tables and writes metrics.json. An interrupted evaluation goes on when the command is given again.",
+        "examples:\n"
+        "  conrec-monai evaluate run/encoder.pt --dataset data/aptos2019 --output run/evaluation\n"
+        "  conrec-monai evaluate A=a/encoder.pt B=b/encoder.pt --dataset data/idrid --output comparison\n"
+        "  conrec-monai evaluate run/encoder.pt --train data/aptos2019 --test data/idrid --output transfer\n\n"
+        "What it computes and writes: docs/evaluation.md.",
+        _add_evaluate,
+        _run_evaluate,
+    ),
+    Command(
+        "report",
+        "make one page of what an evaluation found: tables, figures, commands",
+        "Makes one HTML file of one or more results of conrec-monai evaluate. It opens offline, on a phone too, and\n"
+        "can be printed. Pictures are drawn from the data set and the checkpoints where they still are.\n"
+        'Needs matplotlib: pip install "conrec-monai[plots]".',
+        "examples:\n"
+        "  conrec-monai report run/evaluation --output report.html\n"
+        "  conrec-monai report raw normalized --output report.html --audit audit.json --figures figures\n"
+        "  conrec-monai report run/evaluation --output public.html --pictures none",
+        _add_report,
+        _run_report,
     ),
     Command(
         "import-keras",

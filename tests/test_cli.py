@@ -98,6 +98,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare", "aptos2019", "x", "--output", "y", "--size", "big"], "invalid int value: 'big'"),
         (["prepare", "aptos2019", "x", "--output", "y", "--format", "gif"], "invalid choice: 'gif'"),
         (["info"], "required: DATASET"),
+        (["report", "a"], "required: --output"),
+        (["report", "a", "--output", "b", "--pictures", "some"], "invalid choice: 'some'"),
         (["import-keras", "a"], "required: TARGET"),
     ],
 )
@@ -132,12 +134,48 @@ def test_prepare(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.splitlines()[-1].startswith("Error: ")
 
 
+def test_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i, value in enumerate((10, 90, 90)):
+        Image.linear_gradient("L").point(lambda v, value=value: (v * value) % 256).save(f"{i}.png")
+    Path("list.csv").write_text("image,label,split\n0.png,0,train\n1.png,1,train\n2.png,0,test\n")
+    assert main(["audit", "list.csv", "--output", "audit.json", "--page", "audit.html", "--workers", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "" and "Leak: 1 groups of duplicates (2 images) lie on both sides of a split." in out
+    assert out.endswith("written: audit.json\nwritten: audit.html\n")
+    manifest = json.loads(Path("audit.json").read_text())
+    assert manifest["exact"] == [["1.png", "2.png"]] and manifest["conflicting_labels"][0]["labels"] == [1, 0]
+    assert Path("audit.html").read_text().startswith("<!DOCTYPE html>")
+    assert main(["audit", "list.csv", "--section", "train"]) == 0
+    assert "There are no splits that could leak." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audit", "no such folder"], "Error: data not found: no such folder"),
+        (["audit", "x", "--output", "none/audit.json"], "Error: there is no folder none to write audit.json to"),
+        (["audit", "x", "--page", "."], "Error: . is a folder, expected the name of a file to write"),
+        (["audit", "x", "--page", "a", "--output", "./a"], "Error: --output and --page name the same file, a"),
+        (["audit", "phantom:n=2,size=32", "--workers", "0"], "Error: num_workers must be a whole number of at least 1"),
+    ],
+)
+def test_mistakes_of_audit(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(message)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["info", "no such folder"], "Error: data not found: no such folder (neither a file nor a folder)"),
         (["info", "phantom:n=x"], "Error: phantom:n=x: n must be a whole number, got 'x'"),
         (["info", "phantom:n=2,size=32", "--section", "test"], "Error: phantom:n=2,size=32 has no section 'test', "),
+        (["report", "none", "--output", "x"], "Error: no result of conrec-monai evaluate at none: no such folder."),
+        (["report", ".", "--output", "x"], "Error: no result of conrec-monai evaluate at .: no metrics.json in it."),
         (["prepare", "idrid", "none.zip", "--output", "x"], "Error: source not found: none.zip (neither a "),
         (["prepare", "idrid", ".", "--output", "/x", "--size", "-1"], "Error: size must be at least 1 pixel, got -1"),
         (["prepare", "idrid", ".", "--output", "/x", "--workers", "0"], "Error: workers must be at least 1 thread"),

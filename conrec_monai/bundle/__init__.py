@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from .evaluation import evaluate_checkpoint
+from .evaluation import evaluate_checkpoints
 from .inference import InferenceEncoder, check_inference, load_for_inference
 from .training import (
     check_network,
@@ -35,7 +35,7 @@ __all__ = [
     "checked_datalist",
     "decode",
     "decode_training",
-    "evaluate_checkpoint",
+    "evaluate_checkpoints",
     "guarded",
     "load_for_inference",
     "pretraining_data",

@@ -11,67 +11,277 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
-from conrec_monai.data import CachedImages
-from conrec_monai.evaluation import central_part, evaluate, format_table, untrained_encoders
+from conrec_monai.data import CachedImages, Datalist
+from conrec_monai.engines import bfloat16_is_fast
+from conrec_monai.evaluation import (
+    FINE_TUNED,
+    PROTOCOLS,
+    Candidate,
+    FoldPlan,
+    PredictionStore,
+    central_part,
+    check_folds,
+    complete_groups,
+    duplicate_groups,
+    evaluate,
+    format_table,
+    merge_groups,
+    paper_settings,
+    plan_folds,
+    untrained_encoders,
+)
+from conrec_monai.networks.nets import DenseNetEncoder
 from conrec_monai.networks.utils import load_encoder, read_checkpoint, untrained_like
+from conrec_monai.version import __version__
 
-__all__ = ["evaluate_checkpoint"]
+__all__ = ["evaluate_checkpoints"]
+
+DEFAULT_PROTOCOLS = ("linear", "levels", "knn")
+KEYS = ("image_key", "label_key", "group_key", "split_key")
+# Of the fine-tuning, what a user may change.
+TUNABLE = ("optimizer", "learning_rate", "weight_decay", "batch_size", "epochs", "augmentation")
 
 
-def evaluate_checkpoint(
-    checkpoint: str | os.PathLike,
+def evaluate_checkpoints(
+    checkpoint: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
     dataset_dir: str | os.PathLike,
     output_dir: str | os.PathLike,
+    *,
     section: str | None = None,
+    test_dir: str | os.PathLike | None = None,
+    test_section: str | None = None,
+    protocols: Sequence[str] = DEFAULT_PROTOCOLS,
+    fractions: Sequence[float] = (1.0,),
+    fraction_repeats: int = 3,
+    fine_tuning: Mapping[str, Any] | None = None,
+    densenet: str | None = None,
+    untrained_seeds: Sequence[int] = (0, 1, 2),
+    field_of_view: str | None = None,
+    center_crop: float | None = None,
+    group_duplicates: bool = True,
+    folds: str | os.PathLike | None = None,
     n_folds: int = 5,
     repeats: int = 1,
+    replicates: int = 1000,
     seed: int = 0,
-    untrained_seeds: tuple[int, ...] = (0, 1, 2),
-    center_crop: float | None = None,
     batch_size: int = 64,
     num_workers: int = 2,
     device: torch.device | str = "cpu",
     on_error: str = "raise",
+    command: str | None = None,
     **keys: str | None,
 ) -> dict[str, Any]:
-    """Scores the frozen encoder of a checkpoint on labeled images, prints the table, writes ``metrics.json``.
+    """Evaluates the encoders of checkpoints on labeled images: prints tables, writes ``metrics.json``.
 
-    Beside it stand encoders of the same architecture with random weights and the shortcut baseline, on the same folds;
-    see :func:`conrec_monai.evaluation.evaluate`.
+    Both ``python -m conrec_monai evaluate`` and the bundle's ``evaluate.json`` are this function. Beside the encoders
+    stand ones of the same architecture with random weights and two baselines that see no content; all on the same
+    folds, which are written down (``folds.json``). Near and exact duplicates are kept on one side of a fold. The
+    predictions are kept (``predictions/``), so that the same command goes on after an interruption.
+    See :func:`conrec_monai.evaluation.evaluate` for the protocols, docs/evaluation.md for the result.
 
     Args:
-        checkpoint: ``encoder.pt`` or ``checkpoint.pt``.
+        checkpoint: ``encoder.pt`` or ``checkpoint.pt``; several in a list (each as PATH or NAME=PATH) or by name.
         dataset_dir: see :func:`conrec_monai.data.load_datalist`.
-        output_dir: folder of ``metrics.json``; created.
+        output_dir: folder of the results; created.
         section: split to use; all by default.
-        n_folds: of the cross-validation; a data set with official "train" and "test" splits is not cross-validated.
-        repeats: of the cross-validation.
-        seed: of the folds.
+        test_dir: another data set: everything is fitted on ``dataset_dir`` and scored on this one.
+        test_section: split of ``test_dir`` to use; all by default.
+        protocols: some of "linear", "levels", "knn", "frozen_head", "fine_tune", "supervised".
+        fractions: shares of the training labels, for label-efficiency curves.
+        fraction_repeats: draws of each share below 1, per fold.
+        fine_tuning: what differs from the publication's settings in the last three protocols: some of optimizer,
+            learning_rate, weight_decay, batch_size, epochs, augmentation.
+        densenet: adds a DenseNet121: "random", "imagenet" (downloaded once) or the file of its weights.
         untrained_seeds: of the encoders with random weights.
+        field_of_view: None as each checkpoint was trained, or "normalize"; see
+            :class:`conrec_monai.transforms.NormalizeFieldOfView`.
         center_crop: central part of the image that is seen; by default 0.875 for Oxford Flowers and Stanford Dogs, as
             published, and all of it for any other data set.
+        group_duplicates: find duplicates and keep them on one side of a fold.
+        folds: ``folds.json`` of another evaluation of the same images, to be used again.
+        n_folds: of the cross-validation; a data set with official "train" and "test" splits is not cross-validated.
+        repeats: of the cross-validation.
+        replicates: of the bootstrap.
+        seed: of everything that is random.
         batch_size: images per forward pass.
         num_workers: threads that decode.
         device: of the encoders.
         on_error: see :func:`conrec_monai.data.load_datalist`; what is left out is listed in ``skipped.csv``.
-        **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``.
+        command: to be written down; that of the process by default.
+        **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``, for ``dataset_dir``.
+
+    Returns:
+        The content of ``metrics.json``.
 
     Raises:
         ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
     """
+    _check_numbers(n_folds, repeats, replicates, seed, batch_size, num_workers, fraction_repeats, untrained_seeds)
+    protocols = _list("protocols", protocols, str)
+    fractions = _list("fractions", fractions, float)
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {protocol!r}.")
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fractions must be in (0, 1], got {fraction!r}.")
+    if not protocols or not fractions or len(set(protocols)) < len(protocols) or len(set(fractions)) < len(fractions):
+        raise ValueError("protocols and fractions must be lists of at least one, each named once.")
+    if center_crop is not None and not (type(center_crop) in (int, float) and 0 < center_crop <= 1):
+        raise ValueError(f"center_crop must be in (0, 1], got {center_crop!r}.")
+    if field_of_view not in (None, "normalize"):
+        raise ValueError(f"field_of_view must be None or normalize, got {field_of_view!r}.")
+    if not isinstance(group_duplicates, bool):
+        raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
+    for name in keys:
+        if name not in KEYS:
+            raise ValueError(f"unexpected argument {name}.")
+    device = checked_device(device)
+    changes = _changes(fine_tuning)
+
+    datalist = checked_datalist(dataset_dir, section, on_error, **keys)
+    _check_labels(datalist, dataset_dir)
+    test = None if test_dir is None else checked_datalist(test_dir, test_section, on_error)
+    classes = _classes(datalist, test, dataset_dir, test_dir)
+    if test is None and folds is None:
+        _check_folds_fit(datalist, n_folds, repeats, seed)
+    loaded = _load(checkpoint, densenet)
+    settings = {
+        protocol: dataclasses.replace(paper_settings(protocol, datalist.info.source, datalist.info.ordinal), **changes)
+        for protocol in protocols
+        if protocol in FINE_TUNED
+    }
+    output = check_output_dir(output_dir)
+
+    crop = datalist.info.center_crop if center_crop is None else center_crop
+    decoded = _Decoded(datalist, test, classes, crop, num_workers, on_error, field_of_view, output)
+    candidates, statements = _candidates(loaded, decoded, untrained_seeds, protocols)
+    first = decoded.sets[0]
+    labelled = np.flatnonzero(decoded.labels >= 0)
+    labels, ids = decoded.labels[labelled], [decoded.ids[i] for i in labelled]
+    for candidate in candidates:
+        candidate.images = candidate.images[torch.from_numpy(labelled)]
+    declared = [decoded.groups[i] for i in labelled]
+    found = duplicate_groups(candidates[0].images) if group_duplicates else []
+    groups = complete_groups(merge_groups(declared, found))
+    splits = [decoded.splits[i] for i in labelled]
+    if folds is not None:
+        plan = FoldPlan.load(folds, ids)
+        _check_groups(plan, groups, folds)
+    else:
+        plan = plan_folds(labels, groups, splits, n_folds, repeats, seed)
+    plan.save(output / "folds.json", ids)
+    statements += _data_statements(plan, labels, found, group_duplicates, declared, first)
+    for candidate, entry in zip(candidates, [c.about for c in candidates], strict=True):
+        statements += _pretraining_statements(candidate.name, entry, decoded, plan, labelled)
+
+    num_classes = len(classes)
+    result = evaluate(
+        candidates,
+        labels,
+        plan,
+        ordinal=datalist.info.ordinal,
+        num_classes=num_classes,
+        groups=groups,
+        protocols=protocols,
+        fine_tuning=settings,
+        fractions=fractions,
+        fraction_repeats=fraction_repeats,
+        replicates=replicates,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        amp=bfloat16_is_fast(device),
+        store=PredictionStore(output / "predictions"),
+    )
+    counts = np.bincount(labels, minlength=num_classes).tolist()
+    result = {
+        "schema": 2,
+        "command": command or shlex.join(["python", "-m", "conrec_monai", *sys.argv[1:]]),
+        "dataset": {
+            "path": str(dataset_dir),
+            "section": section,
+            "name": datalist.info.name,
+            "source": datalist.info.source,
+            "test_path": None if test_dir is None else str(test_dir),
+            "test_section": test_section,
+            "labelled": len(labels),
+            "unlabelled": int((decoded.labels < 0).sum()),
+            "groups": None if groups is None else len(np.unique(groups)),
+            "duplicate_groups": len(found) if group_duplicates else None,
+        },
+        "classes": [{"name": name, "count": count} for name, count in zip(classes, counts, strict=True)],
+        "ordinal": datalist.info.ordinal,
+        "folds": {
+            "kind": plan.kind if test is None else "other data set",
+            "n": plan.n,
+            "repeats": plan.repeats,
+            "seed": plan.seed,
+            "left_out": plan.left_out,
+            "file": "folds.json",
+            "train": [len(train) for train, _ in plan.folds],
+            "test": [len(part) for _, part in plan.folds],
+        },
+        "settings": {
+            "protocols": list(protocols),
+            "fractions": list(fractions),
+            "fraction_repeats": fraction_repeats,
+            "center_crop": crop,
+            "field_of_view": field_of_view,
+            "replicates": replicates,
+            "seed": seed,
+            "fine_tuning": {name: dataclasses.asdict(value) for name, value in settings.items()},
+        },
+        "statements": statements,
+        **result,
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+            "system": platform.system(),
+        },
+    }
+    result["versions"]["conrec_monai"] = __version__
+    (output / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(format_table(result))
+    print(f"\nWritten to {output / 'metrics.json'}")
+    return result
+
+
+def _check_numbers(
+    n_folds: Any,
+    repeats: Any,
+    replicates: Any,
+    seed: Any,
+    batch_size: Any,
+    num_workers: Any,
+    fraction_repeats: Any,
+    untrained_seeds: Any,
+) -> None:
     for name, value, low in (
         ("n_folds", n_folds, 2),
         ("repeats", repeats, 1),
+        ("replicates", replicates, 100),
         ("seed", seed, 0),
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 1),
+        ("fraction_repeats", fraction_repeats, 1),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
@@ -85,60 +295,325 @@ def evaluate_checkpoint(
         )
     if len(set(untrained_seeds)) < len(untrained_seeds):
         raise ValueError(f"untrained_seeds must be different numbers, got {untrained_seeds!r}.")
-    if not isinstance(checkpoint, str | os.PathLike):
-        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
-    device = checked_device(device)
-    if center_crop is not None and not (type(center_crop) in (int, float) and 0 < center_crop <= 1):
-        raise ValueError(f"center_crop must be in (0, 1], got {center_crop!r}.")
-    content = read_checkpoint(checkpoint)
-    encoder = load_encoder(checkpoint)
-    preprocessing = content["preprocessing"]
-    datalist = checked_datalist(dataset_dir, section, on_error, **keys)
-    labels = [-1 if item["label"] is None else item["label"] for item in datalist]
-    if max(labels) < 0:
-        raise ValueError(f"{dataset_dir} holds {len(datalist)} images without labels; an evaluation needs labels.")
-    path = check_output_dir(output_dir) / "metrics.json"
-    ordinal = datalist.info.ordinal
-    if center_crop is None:
-        center_crop = datalist.info.center_crop
-    size = preprocessing["image_size"]
-    # Brought in so that the central part has the size that the encoder was trained on.
-    whole = CachedImages(
-        datalist,
-        round(size / center_crop),
-        preprocessing["resize"],
-        encoder.config["in_channels"],
-        num_workers,
-        on_error=on_error,
-    )
-    decode(output_dir, whole)
-    images = central_part(whole.images, size)
-    labels, groups = whole.labels.tolist(), whole.groups
-    splits = [item["split"] for item in whole.data]
-    encoders: dict[str, torch.nn.Module] = {"pretrained": encoder}
-    encoders.update(untrained_encoders(lambda: untrained_like(encoder), untrained_seeds))
-    result = evaluate(
-        encoders,
-        images,
-        labels,
-        ordinal=ordinal,
-        class_names=datalist.info.class_names,
-        groups=groups,
-        splits=splits if all(s is not None for s in splits) else None,
-        n_folds=n_folds,
-        repeats=repeats,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-    )
-    result = {
-        "checkpoint": str(checkpoint),
-        "dataset": str(dataset_dir),
-        "section": section,
-        "center_crop": center_crop,
-        **result,
-    }
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(format_table(result))
-    print(f"\nWritten to {path}")
-    return result
+
+
+def _list(name: str, values: Any, kind: type) -> list[Any]:
+    """A list, or one value of it."""
+    if isinstance(values, kind) or kind is float and type(values) is int:
+        values = [values]
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(value, kind) or kind is float and type(value) is int for value in values
+    ):
+        what = "names" if kind is str else "numbers"
+        raise ValueError(f"{name} must be a list of {what}, got {values!r}.")
+    return list(values)
+
+
+def _changes(fine_tuning: Any) -> dict[str, Any]:
+    if fine_tuning is None:
+        return {}
+    if not isinstance(fine_tuning, Mapping):
+        raise ValueError(f"fine_tuning must be a dictionary of some of {', '.join(TUNABLE)}, got {fine_tuning!r}.")
+    for name in fine_tuning:
+        if name not in TUNABLE:
+            raise ValueError(f"fine_tuning must hold some of {', '.join(TUNABLE)}, got {name!r}.")
+    # A wrong value is told now, whatever the protocol.
+    dataclasses.replace(paper_settings("fine_tune", "aptos", True), **fine_tuning)
+    return dict(fine_tuning)
+
+
+def _check_labels(datalist: Datalist, path: Any) -> None:
+    if all(item["label"] is None for item in datalist):
+        raise ValueError(f"{path} holds {len(datalist)} images without labels; an evaluation needs labels.")
+
+
+def _check_folds_fit(datalist: Datalist, n_folds: int, repeats: int, seed: int) -> None:
+    """Makes folds of the labels alone: what is wrong with them is told before any image is read."""
+    items = [item for item in datalist if item["label"] is not None]
+    labels = np.array([item["label"] for item in items])
+    groups = complete_groups([item["group"] for item in items])
+    check_folds(labels, plan_folds(labels, groups, [item["split"] for item in items], n_folds, repeats, seed).folds)
+
+
+def _classes(train: Datalist, test: Datalist | None, train_path: Any, test_path: Any) -> list[str]:
+    """The names of the classes; with another data set to test on, the labels of both must mean the same."""
+
+    def names_of(datalist: Datalist) -> list[str]:
+        highest = max(item["label"] for item in datalist if item["label"] is not None)
+        return list(datalist.info.class_names or [str(i) for i in range(highest + 1)])
+
+    names = names_of(train)
+    if test is None:
+        return names
+    _check_labels(test, test_path)
+    other = names_of(test)
+    if train.info.ordinal != test.info.ordinal:
+        ordered, other_kind = ("grades", "classes without order")[:: 1 if train.info.ordinal else -1]
+        raise ValueError(f"the labels of {train_path} are {ordered}, those of {test_path} are {other_kind}.")
+    unknown = [name for name in other if name not in names]
+    if unknown or train.info.ordinal and names != other:
+        raise ValueError(
+            f"the classes of {test_path} ({', '.join(other[:12])}) do not match those of {train_path}"
+            f" ({', '.join(names[:12])})."
+        )
+    return names
+
+
+def _load(checkpoint: Any, densenet: Any) -> list[dict[str, Any]]:
+    """Reads the checkpoints: name, encoder, preprocessing and what is known of the pretraining."""
+    if isinstance(checkpoint, Mapping):
+        paths = dict(checkpoint)
+    else:
+        given = [checkpoint] if isinstance(checkpoint, str | os.PathLike) else checkpoint
+        if not isinstance(given, list | tuple) or not given:
+            raise ValueError(f"checkpoint must be a path, a list of paths or a dictionary of them, got {checkpoint!r}.")
+        paths = {}
+        for entry in given:
+            if not isinstance(entry, str | os.PathLike):
+                raise ValueError(f"checkpoint must be a path, got {entry!r}.")
+            name, equals, path = os.fspath(entry).partition("=")
+            if not equals or Path(entry).exists():
+                name, path = _short_name(Path(entry), len(given)), os.fspath(entry)
+            if name in paths:
+                raise ValueError(f"two checkpoints are named {name!r}; name them as NAME=PATH.")
+            paths[name] = path
+    loaded = []
+    for name, path in paths.items():
+        if not isinstance(path, str | os.PathLike) or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"checkpoint must be a path, or paths by name, got {name!r}: {path!r}.")
+        content = read_checkpoint(path)
+        pretraining = content.get("pretraining") or {}
+        loaded.append(
+            {
+                "name": name,
+                "kind": "checkpoint",
+                "encoder": load_encoder(path),
+                "preprocessing": content["preprocessing"],
+                "images": pretraining.get("images"),
+                "about": {
+                    "checkpoint": str(path),
+                    "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+                    "trained_with_labels": content["kind"] == "EncoderClassifier",
+                    "pretraining": {k: v for k, v in pretraining.items() if k != "images"} or None,
+                },
+            }
+        )
+    if densenet is not None:
+        if not isinstance(densenet, str | os.PathLike):
+            raise ValueError(f"densenet must be random, imagenet or the path of weights, got {densenet!r}.")
+        channels = loaded[0]["encoder"].config["in_channels"]
+        random = densenet == "random"
+        loaded.append(
+            {
+                "name": "DenseNet121" if random else "DenseNet121, ImageNet",
+                "kind": "random" if random else "imagenet",
+                "encoder": DenseNetEncoder(channels, None if random else densenet),
+                "preprocessing": loaded[0]["preprocessing"],
+                "images": None,
+                "about": {} if random else {"weights": str(densenet), "trained_with_labels": True},
+            }
+        )
+    return loaded
+
+
+def _short_name(path: Path, count: int) -> str:
+    """ "pretrained" when it is alone; else its folder, which says which run it is of."""
+    return "pretrained" if count == 1 else path.absolute().parent.name or path.stem
+
+
+class _Decoded:
+    """The images of both data sets, decoded once for each preprocessing that is asked for."""
+
+    def __init__(
+        self,
+        train: Datalist,
+        test: Datalist | None,
+        classes: list[str],
+        crop: float,
+        num_workers: int,
+        on_error: str,
+        field_of_view: str | None,
+        output: Path,
+    ) -> None:
+        self.train, self.test, self.classes, self.crop = train, test, classes, crop
+        self.num_workers, self.on_error, self.output = num_workers, on_error, output
+        self.field_of_view = field_of_view
+        self.sets: list[CachedImages] = []
+        self._images: dict[tuple, torch.Tensor] = {}
+
+    def images(self, encoder: torch.nn.Module, preprocessing: Mapping[str, Any]) -> torch.Tensor:
+        """uint8 NCHW of both data sets, the central part, as a checkpoint's preprocessing says."""
+        view = self.field_of_view or preprocessing.get("field_of_view")
+        config: dict[str, Any] = encoder.config  # type: ignore[assignment]
+        size, channels = preprocessing["image_size"], config["in_channels"]
+        key = (size, preprocessing["resize"], channels, view)
+        if key not in self._images:
+            # Brought in so that the central part has the size that the encoder was trained on.
+            whole = [
+                CachedImages(
+                    datalist,
+                    round(size / self.crop),
+                    preprocessing["resize"],
+                    channels,
+                    self.num_workers,
+                    on_error=self.on_error,
+                    field_of_view=view,
+                )
+                for datalist in (self.train, self.test)
+                if datalist is not None
+            ]
+            decode(self.output, *whole)
+            if not self.sets:
+                self.sets = whole
+                self._collect(whole)
+            elif [i for part in whole for i in part.ids] != [i for part in self.sets for i in part.ids]:
+                raise ValueError("images that one checkpoint's size can be read at cannot be read at another's.")
+            self._images[key] = torch.cat([central_part(part.images, size) for part in whole])
+        return self._images[key]
+
+    def _collect(self, parts: Sequence[CachedImages]) -> None:
+        self.ids = [i for part in parts for i in part.ids]
+        self.hashes = torch.cat([part.hashes for part in parts])
+        self.groups = list(parts[0].groups)
+        labels = [parts[0].labels]
+        self.splits: list[str | None] = [item.get("split") for item in parts[0].data]
+        if len(parts) == 2:
+            self.ids = [f"train/{i}" for i in parts[0].ids] + [f"test/{i}" for i in parts[1].ids]
+            # Numbers of the first data set; patients of two data sets are never the same one.
+            names = self.test.info.class_names if self.test is not None else None
+            place = [self.classes.index(name) for name in names] if names else list(range(len(self.classes)))
+            labels.append(torch.tensor([-1 if i < 0 else place[i] for i in parts[1].labels.tolist()]))
+            self.groups += [None if group is None else f"test/{group}" for group in parts[1].groups]
+            self.splits = [*["train"] * len(parts[0]), *["test"] * len(parts[1])]
+        elif not all(split is not None for split in self.splits):
+            self.splits = [None] * len(self.splits)
+        self.labels = torch.cat(labels).numpy()
+
+
+def _candidates(
+    loaded: Sequence[Mapping[str, Any]], decoded: _Decoded, untrained_seeds: Sequence[int], protocols: Sequence[str]
+) -> tuple[list[Candidate], list[str]]:
+    candidates, untrained, random = [], [], []
+    statements: list[str] = []
+    architectures: dict[str, tuple[torch.nn.Module, torch.Tensor]] = {}
+    for entry in loaded:
+        encoder = entry["encoder"]
+        images = decoded.images(encoder, entry["preprocessing"])
+        parameters = sum(p.numel() for p in encoder.parameters())
+        about = {
+            **entry["about"],
+            "architecture": _architecture(encoder),
+            "parameters": parameters,
+            "preprocessing": dict(entry["preprocessing"]),
+            "images": entry["images"],
+        }
+        if entry["kind"] != "random":
+            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, about))
+        if entry["kind"] != "imagenet":
+            architectures.setdefault(_architecture(encoder), (encoder, images))
+    for name, (encoder, images) in architectures.items():
+        suffix = f" {name}" if len(architectures) > 1 else ""
+        about = {"architecture": name, "parameters": sum(p.numel() for p in encoder.parameters())}
+
+        def make(encoder: torch.nn.Module = encoder) -> torch.nn.Module:
+            return untrained_like(encoder)
+
+        for seed, network in untrained_encoders(make, untrained_seeds).items():
+            untrained.append(
+                Candidate(f"untrained{suffix}, seed {seed}", "untrained", network, images, {**about, "seed": seed})
+            )
+        if "supervised" in protocols:
+            random.append(Candidate(f"random{suffix}", "random", encoder, images, about))
+    for name in [s for part in decoded.sets for s in _unsure(part)]:
+        statements.append(name)
+    return [*candidates, *untrained, *random], statements
+
+
+def _architecture(encoder: torch.nn.Module) -> str:
+    config: dict[str, Any] = encoder.config  # type: ignore[assignment]
+    if isinstance(encoder, DenseNetEncoder):
+        return "DenseNet121"
+    return f"U-net {'-'.join(map(str, config['features']))}, {config['pooling']} pooling"
+
+
+def _unsure(images: CachedImages) -> list[str]:
+    if not images.unsure:
+        return []
+    return [f"In {len(images.unsure)} of {len(images)} images no retina was found for sure; unsure.csv lists them."]
+
+
+def _check_groups(plan: FoldPlan, groups: np.ndarray | None, path: Any) -> None:
+    for number, (train, test) in enumerate(plan.folds, 1):
+        if groups is not None and np.isin(groups[train], groups[test]).any():
+            raise ValueError(
+                f"fold {number} of {path} has images of one group (a patient, or duplicates) on both sides; make new"
+                " folds, or give group_duplicates False if only duplicates are meant."
+            )
+
+
+def _data_statements(
+    plan: FoldPlan,
+    labels: np.ndarray,
+    found: Sequence[Sequence[int]],
+    searched: bool,
+    declared: Sequence[Any],
+    images: CachedImages,
+) -> list[str]:
+    statements = []
+    if not searched:
+        statements.append("Duplicates were not searched for: copies of an image may lie on both sides of a fold.")
+    elif found:
+        conflicting = sum(len({int(labels[i]) for i in group}) > 1 for group in found)
+        statements.append(
+            f"{sum(map(len, found))} of {len(labels)} images are in {len(found)} groups of duplicates, each kept on one"
+            f" side of every fold; in {conflicting} of the groups the labels differ."
+        )
+    if plan.left_out:
+        statements.append(
+            f"{plan.left_out} training images were left out: a copy, or another of their patient, is in the test part."
+        )
+    if all(group is None for group in declared):
+        statements.append("Patients are not known: both eyes of one may lie on different sides of a fold.")
+    return statements
+
+
+def _pretraining_statements(
+    name: str, about: dict[str, Any], decoded: _Decoded, plan: FoldPlan, labelled: np.ndarray
+) -> list[str]:
+    """What a reader must know of how a checkpoint came about; ``about`` gets "transductive"."""
+    seen = about.pop("images", None)
+    if "checkpoint" not in about:
+        return []
+    statements = []
+    tested = labelled[np.unique(np.concatenate([test for _, test in plan.folds]))]
+    if seen is None:
+        about["transductive"] = None
+        statements.append(f"{name}: the checkpoint does not say which images it was pretrained on.")
+    else:
+        count = int(torch.isin(decoded.hashes[torch.from_numpy(tested)], seen).sum())
+        about["transductive"] = count > 0
+        about["test_images_seen"] = count
+        if count:
+            statements.append(
+                f"{name}: transductive, it was pretrained on {count} of the {len(tested)} test images"
+                + (" with their labels: the score is no test." if about["trained_with_labels"] else ", without labels.")
+            )
+    if about["trained_with_labels"] and not about.get("transductive"):
+        statements.append(f"{name}: was trained with labels.")
+    pretraining = about["pretraining"] or {}
+    epoch, last = pretraining.get("epoch"), (pretraining.get("settings") or {}).get("max_epochs")
+    if epoch is not None and last is not None and epoch < last:
+        statements.append(
+            f"{name}: a checkpoint of epoch {epoch} of {last}. If it was chosen by its score on these labels, the score"
+            " is too good."
+        )
+    return statements
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = Counter(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        return names.most_common(1)[0][0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

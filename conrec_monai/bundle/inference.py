@@ -22,6 +22,7 @@ from torch import nn
 from conrec_monai.bundle.training import check_output_dir, checked_device
 from conrec_monai.data.dataset import RESIZES
 from conrec_monai.networks.utils import FORMAT, build_network, load_encoder, load_weights, read_checkpoint
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 __all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
 
@@ -32,6 +33,7 @@ class InferenceEncoder(NamedTuple):
     encoder: nn.Module
     image_size: int
     resize: str
+    field_of_view: str | None = None
 
 
 def load_for_inference(
@@ -43,7 +45,8 @@ def load_for_inference(
         checkpoint: ``encoder.pt`` or ``checkpoint.pt`` of a run, which bring their own architecture and preprocessing;
             or a plain state dictionary, such as the ``models/model.pt`` of a MONAI bundle.
         architecture: arguments of :class:`conrec_monai.networks.nets.ConRecEncoder` for a plain state dictionary.
-        preprocessing: ``image_size`` and ``resize`` for a plain state dictionary.
+        preprocessing: ``image_size``, ``resize`` and ``field_of_view`` (null or "normalize"; null where it is absent)
+            for a plain state dictionary.
 
     Raises:
         FileNotFoundError, ValueError: when the file cannot be read or does not fit.
@@ -53,7 +56,12 @@ def load_for_inference(
     state_dict = _plain_state_dict(checkpoint)
     if state_dict is None:
         preprocessing = read_checkpoint(checkpoint)["preprocessing"]
-        return InferenceEncoder(load_encoder(checkpoint), preprocessing["image_size"], preprocessing["resize"])
+        return InferenceEncoder(
+            load_encoder(checkpoint),
+            preprocessing["image_size"],
+            preprocessing["resize"],
+            preprocessing["field_of_view"],
+        )
     for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a dictionary, got {value!r}.")
@@ -64,7 +72,10 @@ def load_for_inference(
         raise ValueError(f"preprocessing must hold image_size, a multiple of {encoder.divisor}, found {size!r}.")
     if resize not in RESIZES:
         raise ValueError(f"preprocessing must hold resize, one of {', '.join(RESIZES)}, found {resize!r}.")
-    return InferenceEncoder(encoder.eval(), size, resize)
+    field_of_view = preprocessing.get("field_of_view")
+    if field_of_view not in FIELDS_OF_VIEW:
+        raise ValueError(f"preprocessing must hold field_of_view, null or normalize, found {field_of_view!r}.")
+    return InferenceEncoder(encoder.eval(), size, resize, field_of_view)
 
 
 def _plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:

@@ -33,6 +33,7 @@ from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.networks.utils import check_weights, read_checkpoint
 from conrec_monai.optimizers import OPTIMIZERS, SCHEDULES, default_learning_rate
 from conrec_monai.transforms import TwoViews
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 __all__ = [
     "check_output_dir",
@@ -139,7 +140,7 @@ def probe_data(
 
     Args:
         probe_dir: see :func:`conrec_monai.data.load_datalist`; None for the images of the training.
-        training: whose size, way of resizing and channels are used.
+        training: whose size, way of resizing, channels and field of view are used.
         section: of ``probe_dir``.
         on_error: see :class:`conrec_monai.data.CachedImages`.
 
@@ -152,15 +153,22 @@ def probe_data(
     if all(item["label"] is None for item in datalist):
         raise ValueError(f"probe_dir {probe_dir} holds {len(datalist)} images without labels; a probe needs labels.")
     return CachedImages(
-        datalist, training.size, training.resize, training.channels, training.num_workers, on_error=on_error
+        datalist,
+        training.size,
+        training.resize,
+        training.channels,
+        training.num_workers,
+        on_error=on_error,
+        field_of_view=training.field_of_view,
     )
 
 
 def decode(output_dir: str | os.PathLike, dataset: CachedImages, *others: CachedImages) -> None:
-    """Decodes images before the work starts, and writes what was left out to ``skipped.csv``.
+    """Decodes images before the work starts; writes what was left out to ``skipped.csv``, the images in which no retina
+    was found to ``unsure.csv``.
 
     Args:
-        output_dir: folder of the manifest; it exists.
+        output_dir: folder of the manifests; it exists.
         dataset: to decode.
         *others: to decode too; the same one may be there twice.
 
@@ -170,9 +178,12 @@ def decode(output_dir: str | os.PathLike, dataset: CachedImages, *others: Cached
     chosen = list({id(images): images for images in (dataset, *others)}.values())
     for images in chosen:
         images.load()
-    skipped = list({tuple(entry.items()): entry for images in chosen for entry in images.skipped}.values())
-    if skipped and not (_processes() > 1 and dist.get_rank()):
-        write_manifest(Path(output_dir) / "skipped.csv", skipped)
+    if _processes() > 1 and dist.get_rank():
+        return
+    for name in ("skipped", "unsure"):
+        entries = list({tuple(entry.items()): entry for images in chosen for entry in getattr(images, name)}.values())
+        if entries:
+            write_manifest(Path(output_dir) / f"{name}.csv", entries)
 
 
 def decode_training(
@@ -303,6 +314,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     for name, options in (("resize", RESIZES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         if settings[name] not in options:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {settings[name]!r}.")
+    if settings["field_of_view"] not in FIELDS_OF_VIEW:
+        raise ValueError(f"field_of_view must be null or normalize, got {settings['field_of_view']!r}.")
     if not settings["learning_rate"] > 0:
         raise ValueError(f"learning_rate must be positive, got {settings['learning_rate']}.")
     if settings["in_channels"] not in (1, 3):

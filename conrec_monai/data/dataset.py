@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
+
 from .datalist import ON_ERROR, Datalist
 from .image_reader import read_image, to_channels
 from .layouts import some
@@ -46,6 +48,10 @@ class CachedImages(Dataset):
     through bit by bit. 16-bit images are resampled at full depth, then scaled by 255 / 65535 and rounded; floating
     point images by 255. Of a file that holds several pictures, the "frame" of an item says which.
 
+    With `field_of_view="normalize"`, each image as decoded passes through `NormalizeFieldOfView`, which brings it to
+    the square of `size` by itself; `resize` then has no effect. Images in which no retina was found are kept, named in
+    `unsure` and logged as one warning.
+
     With `on_error="skip"`, `load` removes the images that cannot be read from `data`, `labels`, `ids`, `groups` and
     `images` alike: call it before anything takes the length of the dataset.
 
@@ -60,6 +66,7 @@ class CachedImages(Dataset):
         progress: show a progress bar while decoding, on a terminal only.
         on_error: what becomes of images that cannot be read: "raise" (an error) or "skip" (left out, logged and
             recorded).
+        field_of_view: "normalize" to bring each retina to the same circle and mask; None to leave images as they are.
 
     Attributes:
         data: the items as given; where some were left out, a new list (`Datalist` if that was given) of the others.
@@ -70,6 +77,7 @@ class CachedImages(Dataset):
         hashes: int64 tensor of N hashes of the content (of a file's bytes, or of an array) and the frame: which images
             these are, whatever their names.
         skipped: what was left out, each {"id", "image", "reason"}: first what a `Datalist` says of itself.
+        unsure: the images in which no retina was found, in the same form; known after `load`.
 
     Raises:
         ValueError: when an argument is out of range, or an item has no "image" or an invalid "label".
@@ -84,6 +92,7 @@ class CachedImages(Dataset):
         num_workers: int = 2,
         progress: bool = True,
         on_error: str = "raise",
+        field_of_view: str | None = None,
     ) -> None:
         if len(data) == 0:
             raise ValueError("data holds no items")
@@ -97,6 +106,8 @@ class CachedImages(Dataset):
             raise ValueError(f"num_workers must be at least 1 thread, got {num_workers}")
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be {' or '.join(map(repr, ON_ERROR))}, got {on_error!r}")
+        if field_of_view not in FIELDS_OF_VIEW:
+            raise ValueError(f"field_of_view must be None or 'normalize', got {field_of_view!r}")
         for index, item in enumerate(data):
             if "image" not in item:
                 raise ValueError(f"item {index} of data has no 'image', only {sorted(item)}")
@@ -110,10 +121,12 @@ class CachedImages(Dataset):
         self.num_workers = num_workers
         self.progress = progress
         self.on_error = on_error
+        self.field_of_view = field_of_view
         self.labels = torch.tensor([_label(index, item.get("label")) for index, item in enumerate(data)])
         self.ids = [str(item.get("id", index)) for index, item in enumerate(data)]
         self.groups: list[str | None] = [item.get("group") for item in data]
         self.skipped: list[dict[str, str]] = list(data.skipped) if isinstance(data, Datalist) else []
+        self.unsure: list[dict[str, str]] = []
         self._images: torch.Tensor | None = None
         self._hashes = torch.empty(0, dtype=torch.int64)
 
@@ -140,6 +153,9 @@ class CachedImages(Dataset):
 
         hashes = torch.zeros(len(self), dtype=torch.int64)
 
+        normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
+        unsure: dict[int, str] = {}
+
         def fill(index: int) -> str | None:
             image, frame = self.data[index]["image"], self.data[index].get("frame")
             in_memory = isinstance(image, np.ndarray)
@@ -151,6 +167,10 @@ class CachedImages(Dataset):
                 hashes[index] = _content_hash(image, frame)
             except (ValueError, OSError) as error:
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
+            if normalize:
+                array, found = normalize(array)
+                if found.reason:
+                    unsure[index] = found.reason
             images[index] = _fit(array, self.size, self.resize)
             return None
 
@@ -166,6 +186,13 @@ class CachedImages(Dataset):
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
             raise ValueError(f"{len(failures)} of {len(self)} images cannot be loaded: {first}{more}")
         self._hashes = hashes
+        self.unsure = [self._entry(index, unsure[index]) for index in sorted(unsure)]
+        if unsure:
+            names = some((self.ids[index] for index in sorted(unsure)), 3)
+            logging.getLogger("conrec_monai").warning(
+                f"no retina was found in {len(unsure)} of {len(self)} images, of which the largest ellipse is kept:"
+                f" {names}"
+            )
         if failures:
             images = self._skip(images, failures)
         self._images = images
@@ -177,10 +204,7 @@ class CachedImages(Dataset):
         logging.getLogger("conrec_monai").warning(
             f"{len(failures)} of {len(self)} images cannot be read and are left out: {names}"
         )
-        for index, reason in failures.items():
-            image = self.data[index]["image"]
-            place = "array" if isinstance(image, np.ndarray) else os.fspath(image)
-            self.skipped.append({"id": self.ids[index], "image": place, "reason": reason})
+        self.skipped += [self._entry(index, reason) for index, reason in failures.items()]
         kept = [index for index in range(len(self)) if index not in failures]
         for new, old in enumerate(kept):  # in place: the images may fill most of the memory
             images[new] = images[old]
@@ -191,6 +215,11 @@ class CachedImages(Dataset):
         self.ids = [self.ids[index] for index in kept]
         self.groups = [self.groups[index] for index in kept]
         return images[: len(kept)]
+
+    def _entry(self, index: int, reason: str) -> dict[str, str]:
+        image = self.data[index]["image"]
+        place = "array" if isinstance(image, np.ndarray) else os.fspath(image)
+        return {"id": self.ids[index], "image": place, "reason": reason}
 
     @property
     def images(self) -> torch.Tensor:

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 from .evaluator import ConRecEvaluator
+from .fine_tuner import FineTuner
 from .prepare_batch import PrepareUnitBatch
 from .trainer import ConRecTrainer, bfloat16_is_fast
 
-__all__ = ["ConRecEvaluator", "ConRecTrainer", "PrepareUnitBatch", "bfloat16_is_fast"]
+__all__ = ["ConRecEvaluator", "ConRecTrainer", "FineTuner", "PrepareUnitBatch", "bfloat16_is_fast"]

@@ -11,31 +11,62 @@
 
 from __future__ import annotations
 
-from .embedding import central_part, embed
-from .evaluate import evaluate, format_table, untrained_encoders
-from .folds import complete_groups, make_folds, official_folds
+from .audit import audit, audit_page, format_audit
+from .duplicates import duplicate_groups, merge_groups
+from .embedding import central_part, embed, embed_levels
+from .evaluate import FINE_TUNED, PROTOCOLS, Candidate, evaluate, untrained_encoders
+from .fine_tuning import FineTuneSettings, paper_settings, predict_fine_tuned
+from .folds import FoldPlan, complete_groups, make_folds, official_folds, plan_folds, subsample
 from .knn import knn_evaluation, knn_predictions
-from .linear import cumulative_labels, linear_evaluation, linear_predictions
+from .linear import check_folds, cumulative_labels, linear_evaluation, linear_predictions
+from .metrics import metric_names
 from .predictions import FoldPrediction, Predictions, class_probabilities, grades_from_probabilities
-from .shortcut import shortcut_features
+from .shortcut import color_features, shortcut_features
+from .statistics import bootstrap, compare, interval, paired_differences, score
+from .store import PredictionStore
+from .table import format_table
 
 __all__ = [
-    "central_part",
-    "complete_groups",
+    "FINE_TUNED",
+    "PROTOCOLS",
+    "Candidate",
+    "FineTuneSettings",
+    "FoldPlan",
     "FoldPrediction",
+    "PredictionStore",
     "Predictions",
+    "audit",
+    "audit_page",
+    "bootstrap",
+    "central_part",
+    "check_folds",
     "class_probabilities",
+    "color_features",
+    "compare",
+    "complete_groups",
     "cumulative_labels",
+    "duplicate_groups",
     "embed",
+    "embed_levels",
     "evaluate",
+    "format_audit",
     "format_table",
     "grades_from_probabilities",
+    "interval",
     "knn_evaluation",
     "knn_predictions",
     "linear_evaluation",
     "linear_predictions",
     "make_folds",
+    "merge_groups",
+    "metric_names",
     "official_folds",
+    "paired_differences",
+    "paper_settings",
+    "plan_folds",
+    "predict_fine_tuned",
+    "score",
     "shortcut_features",
+    "subsample",
     "untrained_encoders",
 ]

@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,144 +23,193 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .embedding import embed
-from .folds import complete_groups, make_folds, official_folds
-from .linear import Protocol, linear_evaluation
-from .shortcut import shortcut_features
+from .embedding import embed, embed_levels, has_levels
+from .fine_tuning import FineTuneSettings, predict_fine_tuned
+from .folds import FoldPlan, Folds, subsample
+from .knn import knn_predictions
+from .linear import Protocol, check_folds, linear_predictions
+from .metrics import metric_names
+from .predictions import FoldPrediction, Predictions
+from .shortcut import color_features, shortcut_features
+from .statistics import bootstrap, interval, paired_differences, score
+from .store import PredictionStore, digest
 
-__all__ = ["evaluate", "format_table", "untrained_encoders"]
+__all__ = ["FINE_TUNED", "PROTOCOLS", "Candidate", "evaluate", "untrained_encoders"]
 
 SHORTCUT = "shortcut baseline"
-UNTRAINED = "untrained"
-COLUMNS = ("published", "standardized")
-WIDTH = 100
+COLOR = "color baseline"
+# What each protocol does, and with which kinds of candidates.
+PROTOCOLS = ("linear", "levels", "knn", "frozen_head", "fine_tune", "supervised")
+FINE_TUNED = ("frozen_head", "fine_tune", "supervised")
+KINDS = ("checkpoint", "imagenet", "untrained", "random")
 
 
-def untrained_encoders(make_encoder: Callable[[], nn.Module], seeds: Sequence[int] = (0, 1, 2)) -> dict[str, nn.Module]:
-    """Encoders with random weights: what a representation is worth without any training.
+@dataclass
+class Candidate:
+    """A model to evaluate.
+
+    Attributes:
+        name: unique among the candidates.
+        kind: "checkpoint" (pretrained), "imagenet" (pretrained on other images, with labels), "untrained" (random
+            weights, frozen) or "random" (the architecture alone, for the protocol "supervised").
+        encoder: from BCHW in [0, 1] to B[F].
+        images: uint8 NCHW, the images as this encoder takes them.
+        about: what is known of it, values that JSON can hold.
+    """
+
+    name: str
+    kind: str
+    encoder: nn.Module
+    images: torch.Tensor
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def untrained_encoders(make_encoder: Callable[[], nn.Module], seeds: Sequence[int] = (0, 1, 2)) -> dict[int, nn.Module]:
+    """Encoders with random weights by their seed: what a representation is worth without any training.
 
     Args:
         make_encoder: builds an encoder with its initial weights.
         seeds: one encoder per seed. The global random generators are left as they were.
-
-    Returns:
-        Encoders by name, "untrained, seed 0" and so on, for :func:`evaluate`.
     """
     encoders = {}
     for seed in seeds:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            encoders[f"{UNTRAINED}, seed {seed}"] = make_encoder()
+            encoders[seed] = make_encoder()
     return encoders
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """One entry of the results: a model under a protocol with a share of the labels."""
+
+    model: str
+    protocol: str
+    variant: str | None
+    fraction: float
+    predictions: Predictions
+    features: int | None
+    file: str | None
+
+
 def evaluate(
-    encoders: dict[str, nn.Module],
-    images: torch.Tensor,
-    labels: Sequence[int] | np.ndarray,
+    candidates: Sequence[Candidate],
+    labels: np.ndarray,
+    plan: FoldPlan,
     *,
     ordinal: bool,
-    class_names: Sequence[str] | None = None,
-    groups: Sequence | np.ndarray | None = None,
-    splits: Sequence[str] | None = None,
-    n_folds: int = 5,
-    repeats: int = 1,
+    num_classes: int,
+    groups: np.ndarray | None = None,
+    protocols: Sequence[str] = ("linear", "levels", "knn"),
+    fine_tuning: Mapping[str, FineTuneSettings] | None = None,
+    fractions: Sequence[float] = (1.0,),
+    fraction_repeats: int = 3,
+    replicates: int = 1000,
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    amp: bool = False,
+    store: PredictionStore | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Linear evaluation of frozen encoders, beside the shortcut baseline, all on the same folds.
+    """Evaluates encoders under several protocols, all on the same folds, with intervals and paired comparisons.
+
+    Beside them stand two baselines that see no content: :func:`shortcut_features` and :func:`color_features` of the
+    images of the first candidate.
+
+    Protocols:
+
+    - "linear": logistic regression on the frozen representation, in two variants, "published" and "standardized"; see
+      :func:`linear_predictions`. All but random candidates.
+    - "levels": the standardized variant on :func:`embed_levels`. The candidates that have levels.
+    - "knn": nearest neighbors on the frozen representation, see :func:`knn_predictions`. All but random candidates.
+    - "frozen_head": a linear layer on the frozen encoder, trained on augmented images. Pretrained candidates.
+    - "fine_tune": the whole network, from the pretrained weights. Pretrained candidates.
+    - "supervised": the whole network, from random weights. Random candidates.
 
     Args:
-        encoders: modules by name, each from BCHW in [0, 1] to B[F]. Add those of :func:`untrained_encoders`: what an
-            untrained encoder reaches is no merit of a pretraining.
-        images: uint8 NCHW.
-        labels: [N] classes 0 .. K - 1; negative for an unlabeled image, which is left out.
-        ordinal: True for grades ("diabetic" protocol), False for classes without order ("categorical").
-        class_names: names of the K classes; their numbers when None.
-        groups: [N] group of each image (a patient, a set of duplicates), never split by a fold; None for an image
-            that has none.
-        splits: [N] name of each image's split. When "train" (or "training") and "test" are among them, the model is
-            fitted on the first and scored on the second, in place of folds; other images are unused. Else the names
-            are ignored.
-        n_folds: cross-validation folds.
-        repeats: repetitions of the cross-validation.
-        seed: seed of the folds.
+        candidates: models, each with its images; all have the same N images.
+        labels: [N] classes 0 .. num_classes - 1.
+        plan: the folds.
+        ordinal: True for grades, False for classes without order.
+        num_classes: number of classes K.
+        groups: [N] group of each image (patient, duplicates), the unit of the bootstrap; None where each is alone.
+        protocols: some of the above.
+        fine_tuning: settings of each of the last three protocols that is asked for.
+        fractions: shares of the training labels, in (0, 1]; see :func:`subsample`.
+        fraction_repeats: draws of each share below 1, per fold.
+        replicates: of the bootstrap.
+        seed: of everything that is random but the folds.
         batch_size: images per forward pass.
         device: where the encoders run.
-        progress: show a progress bar.
+        amp: train in bfloat16.
+        store: keeps what is computed, so that an interrupted evaluation goes on; None to keep nothing.
+        progress: show progress bars.
 
     Returns:
-        A dictionary that JSON can hold::
-
-            {"schema": 1,
-             "protocol": "diabetic" or "categorical",
-             "folds": {"n", "repeats", "seed", "kind": "stratified", "grouped" or "official"},
-             "images": {"labelled", "unlabelled", "size": [C, H, W]},
-             "classes": [{"name", "count"}, ...],
-             "rows": [{"name", "features": F, "published": {...}, "standardized": {...}}, ...],
-             "versions": {"python", "torch", "scikit-learn", "numpy"}}
-
-        The last row is the shortcut baseline. "published" and "standardized" are results of :func:`linear_evaluation`.
+        The entries "models", "results", "comparisons" and "versions" of the documented ``metrics.json``
+        (docs/evaluation.md).
 
     Raises:
-        ValueError: for inputs of different lengths, a label out of range, a name that is taken, and whatever
-            :func:`make_folds`, :func:`embed` and :func:`linear_evaluation` raise.
+        ValueError: for a name that is taken, another protocol or kind, images of different numbers, and whatever the
+            protocols raise.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"expected labels [N] of integers, got shape {list(labels.shape)} of {labels.dtype}")
-    for name, values in (("labels", labels), ("groups", groups), ("splits", splits)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"expected one of {name} per image, got {len(values)} for {len(images)} images")
-    if SHORTCUT in encoders:
-        raise ValueError(f"an encoder is named {SHORTCUT!r}, the name of the baseline; rename it")
-    labelled = np.flatnonzero(labels >= 0)
-    if not len(labelled):
-        raise ValueError(f"none of the {len(labels)} images has a label")
-    num_classes = len(class_names) if class_names is not None else int(labels.max()) + 1
-    if labels.max() >= num_classes:
-        i = int(np.argmax(labels >= num_classes))
-        raise ValueError(f"label of image {i} is {labels[i]}, expected 0..{num_classes - 1} for {num_classes} classes")
+    _check(candidates, labels, protocols, fractions)
+    check_folds(labels, plan.folds)
+    fine_tuning = dict(fine_tuning or {})
+    store_key = {"labels": digest(np.asarray(labels)), "ordinal": ordinal, "classes": num_classes, "seed": seed}
+    runner = _Runner(labels, plan, ordinal, num_classes, groups, seed, batch_size, device, amp, store, progress)
+    runner.common = {**store_key, "groups": None if groups is None else digest(groups)}
 
-    n_images, size = len(images), list(images.shape[1:])
-    images, labels = images[torch.from_numpy(labelled)], labels[labelled]
-    known = complete_groups(groups)
-    known = None if known is None else known[labelled]
-    splits = None if splits is None else np.asarray(splits)[labelled].tolist()
-    if splits is not None and "test" in splits and {"train", "training"} & set(splits):
-        folds, kind = official_folds(splits, known), "official"
-        n_folds, repeats = 1, 1
-    else:
-        folds, kind = make_folds(labels, known, n_folds, repeats, seed), "stratified" if known is None else "grouped"
+    baselines = [
+        Candidate(SHORTCUT, "baseline", nn.Identity(), candidates[0].images),
+        Candidate(COLOR, "baseline", nn.Identity(), candidates[0].images),
+    ]
+    everyone = [*candidates, *baselines]
+    jobs = [
+        (candidate, protocol, variant, fraction)
+        for protocol in protocols
+        for candidate in everyone
+        if _applies(protocol, candidate)
+        for variant in (("published", "standardized") if protocol == "linear" else (None,))
+        for fraction in sorted(fractions)
+    ]
+    cells = []
+    logger = logging.getLogger("conrec_monai")
+    bar = tqdm(jobs, desc="evaluation", unit="job", disable=None if progress else True)
+    for candidate, protocol, variant, fraction in bar:
+        bar.set_postfix_str(f"{candidate.name}, {protocol}", refresh=False)
+        folds = subsample(labels, plan.folds, fraction, fraction_repeats, seed)
+        cells.append(runner.run(candidate, protocol, variant, fraction, folds, fine_tuning.get(protocol)))
+        logger.debug("%s, %s: done", candidate.name, protocol)
 
-    protocol: Protocol = "diabetic" if ordinal else "categorical"
-    rows = []
-    for name in tqdm([*encoders, SHORTCUT], desc="linear evaluation", disable=None if progress else True):
-        if name == SHORTCUT:
-            features = shortcut_features(images)
-        else:
-            features = embed(encoders[name], images, batch_size, device, progress)
-        published, standardized = (
-            linear_evaluation(features, labels, folds, protocol, standardize, num_classes, known, seed)
-            for standardize in (False, True)
+    results = []
+    drawn: list[dict[str, np.ndarray]] = []
+    scored: list[dict[str, dict[str, Any]]] = []
+    for cell in tqdm(cells, desc="intervals", leave=False, disable=None if progress else True):
+        scores: dict[str, dict[str, Any]] = dict(score(labels, cell.predictions, ordinal, num_classes))
+        drawn.append(bootstrap(labels, cell.predictions, groups, ordinal, num_classes, replicates, seed))
+        for name, values in scores.items():
+            values["interval"] = interval(name, values["mean"], drawn[-1][name])
+        scored.append(scores)
+        results.append(
+            {
+                "model": cell.model,
+                "protocol": cell.protocol,
+                "variant": cell.variant,
+                "fraction": cell.fraction,
+                "features": cell.features,
+                "metrics": scores,
+                "settings": cell.predictions.settings,
+                "predictions": cell.file,
+            }
         )
-        rows.append({"name": name, "features": features.shape[1], "published": published, "standardized": standardized})
-
-    counts = np.bincount(labels, minlength=num_classes).tolist()
-    names = [str(i) for i in range(num_classes)] if class_names is None else list(class_names)
+    comparisons = _comparisons(cells, scored, drawn, everyone)
     return {
-        "schema": 1,
-        "protocol": protocol,
-        "folds": {"n": n_folds, "repeats": repeats, "seed": seed, "kind": kind},
-        "images": {
-            "labelled": len(labelled),
-            "unlabelled": n_images - len(labelled),
-            "size": size,
-        },
-        "classes": [{"name": name, "count": count} for name, count in zip(names, counts, strict=True)],
-        "rows": rows,
+        "models": [{"name": c.name, "kind": c.kind, **c.about} for c in everyone],
+        "metrics": list(metric_names(ordinal, num_classes)),
+        "results": _plain(results),
+        "comparisons": _plain(comparisons),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -168,68 +219,207 @@ def evaluate(
     }
 
 
-def format_table(result: dict[str, Any]) -> str:
-    """The result of :func:`evaluate` as text of at most 100 columns.
-
-    "±" is the standard deviation over folds (in the mean of the untrained encoders: over their means). Below the table
-    stands, for each trained encoder, how its standardized score differs, fold by fold, from the untrained ones and from
-    the shortcut baseline. It is called better or worse when the mean difference exceeds twice its spread, the
-    standard deviation over folds and other encoders; a single split allows no such judgment.
-    """
-    rows, folds, images = result["rows"], result["folds"], result["images"]
-    metrics = [name for name in rows[0]["published"] if name != "C"]
-    untrained = [row for row in rows if row["name"].startswith(UNTRAINED)]
-    baseline = [row for row in rows if row["name"] == SHORTCUT]
-    trained = [row for row in rows if row not in untrained and row not in baseline]
-
-    shown = trained + untrained + ([_mean_row(untrained, metrics)] if len(untrained) > 1 else []) + baseline
-
-    # A spread for the first metric only: with one for each of top-1 to top-10 the table would be too wide.
-    several = len(rows[0]["published"][metrics[0]]["folds"]) > 1
-    widths = [12 if i == 0 else max(5, len(m)) for i, m in enumerate(metrics)]
-    block = sum(widths) + 2 * (len(widths) - 1)
-    name_width = min(max(len(row["name"]) for row in shown), WIDTH - 2 * block - 11)
-    heads = "  ".join(f"{m:>{w}}" for m, w in zip(metrics, widths, strict=True))
-    plan = f"{folds['n']} {folds['kind']} folds x {folds['repeats']}, seed {folds['seed']}"
-    text = [
-        f"Linear evaluation, {result['protocol']} protocol, {len(result['classes'])} classes, "
-        + ("official split" if folds["kind"] == "official" else plan),
-        f"{images['labelled']} labelled images; {images['unlabelled']} unlabelled left out",
-        "",
-        f"{'':{name_width}}  {'':>5}  {'published':^{block}}  {'standardized':^{block}}".rstrip(),
-        f"{'encoder':{name_width}}  {'dim':>5}  {heads}  {heads}",
-    ]
-    for row in shown:
-        cells = [
-            f"{row[column][m]['mean']:.3f}" + (f"±{row[column][m]['std']:.3f}" if i == 0 and several else "")
-            for column in COLUMNS
-            for i, m in enumerate(metrics)
-        ]
-        cells = [f"{cell:>{w}}" for cell, w in zip(cells, widths * len(COLUMNS), strict=True)]
-        text.append("  ".join([f"{row['name'][:name_width]:{name_width}}", f"{row['features']:>5}", *cells]))
-    for row in trained:
-        text += ["", f"{row['name']}, standardized {metrics[0]} on the same folds:"]
-        for others, name in ((untrained, "the untrained encoders"), (baseline, "the shortcut baseline")):
-            text += [f"  {_comparison(row, others, metrics[0], name)}"] if others else []
-    return "\n".join(text)
+def _check(
+    candidates: Sequence[Candidate], labels: np.ndarray, protocols: Sequence[str], fractions: Sequence[float]
+) -> None:
+    if not candidates:
+        raise ValueError("expected at least one model to evaluate, got none")
+    names = [candidate.name for candidate in candidates] + [SHORTCUT, COLOR]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"two models are named {repeated[0]!r}; every model needs a name of its own")
+    for candidate in candidates:
+        if candidate.kind not in KINDS:
+            raise ValueError(f"a model must be of the kind {', '.join(KINDS)}, {candidate.name} is {candidate.kind!r}")
+        if len(candidate.images) != len(labels):
+            raise ValueError(
+                f"expected one label per image, got {len(labels)} for {len(candidate.images)} images of"
+                f" {candidate.name}"
+            )
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if not protocols or not fractions:
+        raise ValueError("expected at least one protocol and one fraction")
 
 
-def _mean_row(rows: list[dict[str, Any]], metrics: list[str]) -> dict[str, Any]:
-    """The mean of rows, with the standard deviation over the rows."""
-    mean: dict[str, Any] = {"name": f"{UNTRAINED}, mean of {len(rows)}", "features": rows[0]["features"]}
-    for column in COLUMNS:
-        values = {metric: [row[column][metric]["mean"] for row in rows] for metric in metrics}
-        mean[column] = {metric: {"mean": np.mean(v), "std": np.std(v)} for metric, v in values.items()}
-    return mean
+def _applies(protocol: str, candidate: Candidate) -> bool:
+    if protocol == "levels":
+        return candidate.kind not in ("random", "baseline") and has_levels(candidate.encoder)
+    if protocol == "supervised":
+        return candidate.kind == "random"
+    if protocol in FINE_TUNED:
+        return candidate.kind in ("checkpoint", "imagenet")
+    return candidate.kind != "random"
 
 
-def _comparison(row: dict[str, Any], others: list[dict[str, Any]], metric: str, name: str) -> str:
-    """How the standardized scores of a row differ from those of other rows, fold by fold."""
-    scores = np.array(row["standardized"][metric]["folds"])
-    differences = np.concatenate([scores - other["standardized"][metric]["folds"] for other in others])
-    mean, spread = differences.mean(), differences.std()
-    if len(scores) == 1:
-        return f"{mean:+.3f} against {name} (one split: no spread over folds to judge it by)"
-    verdict = "no clear difference from" if abs(mean) <= 2 * spread else "better than" if mean > 0 else "worse than"
-    ahead = f"ahead in {(differences > 0).sum()} of {len(differences)}"
-    return f"{mean:+.3f} (spread {spread:.3f}, {ahead}): {verdict} {name}"
+class _Runner:
+    """Computes cells, each representation once."""
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        plan: FoldPlan,
+        ordinal: bool,
+        num_classes: int,
+        groups: np.ndarray | None,
+        seed: int,
+        batch_size: int,
+        device: torch.device | str,
+        amp: bool,
+        store: PredictionStore | None,
+        progress: bool,
+    ) -> None:
+        self.labels, self.plan, self.ordinal, self.num_classes = labels, plan, ordinal, num_classes
+        self.groups, self.seed, self.batch_size = groups, seed, batch_size
+        self.device, self.amp, self.store, self.progress = device, amp, store, progress
+        self.common: dict[str, Any] = {}
+        self._features: tuple[tuple[str, bool], np.ndarray] | None = None
+        self._identities: dict[str, str] = {}
+
+    def run(
+        self,
+        candidate: Candidate,
+        protocol: str,
+        variant: str | None,
+        fraction: float,
+        folds: Folds,
+        settings: FineTuneSettings | None,
+    ) -> _Cell:
+        key = {
+            **self.common,
+            "model": self._identity(candidate),
+            "protocol": protocol,
+            "variant": variant,
+            "folds": digest(*(part for fold in folds for part in fold)),
+            "settings": None if settings is None else repr(settings),
+            "amp": self.amp and settings is not None,
+        }
+        predictions = None if self.store is None else self.store.get(key)
+        width = None
+        if protocol in FINE_TUNED:
+            if settings is None:
+                raise ValueError(f"the protocol {protocol} needs its settings in fine_tuning")
+            if predictions is None:
+                predictions = self._fine_tune(candidate, folds, settings, key)
+        else:
+            if predictions is None:
+                features = self._represent(candidate, protocol == "levels")
+                predictions = self._probe(features, protocol, variant, folds)
+                predictions.settings["features"] = [features.shape[1]]
+            width = predictions.settings.pop("features", [None])[0]
+        file = None
+        if self.store is not None:
+            file = f"{self.store.folder.name}/{self.store.path(key).name}"
+            if not self.store.path(key).is_file():
+                settings_of = {} if width is None else {"features": [width]}
+                self.store.put(key, Predictions(predictions.folds, {**predictions.settings, **settings_of}))
+        return _Cell(candidate.name, protocol, variant, fraction, predictions, width, file)
+
+    def _identity(self, candidate: Candidate) -> str:
+        """A digest of weights and images: what the numbers of a candidate depend on."""
+        if candidate.name not in self._identities:
+            weights = [] if candidate.kind == "random" else list(candidate.encoder.state_dict().values())
+            self._identities[candidate.name] = digest(
+                *(w.detach().cpu().numpy() for w in weights),
+                candidate.name if candidate.kind == "baseline" else type(candidate.encoder).__name__,
+                getattr(candidate.encoder, "config", None),
+                candidate.images.numpy(),
+            )
+        return self._identities[candidate.name]
+
+    def _represent(self, candidate: Candidate, levels: bool) -> np.ndarray:
+        key = (candidate.name, levels)
+        if self._features is None or self._features[0] != key:
+            if candidate.kind == "baseline":
+                baseline = shortcut_features if candidate.name == SHORTCUT else color_features
+                features = baseline(candidate.images)
+            else:
+                function = embed_levels if levels else embed
+                features = function(candidate.encoder, candidate.images, self.batch_size, self.device, self.progress)
+            self._features = (key, features)
+        return self._features[1]
+
+    def _probe(self, features: np.ndarray, protocol: str, variant: str | None, folds: Folds) -> Predictions:
+        kind: Protocol = "diabetic" if self.ordinal else "categorical"
+        if protocol == "knn":
+            return knn_predictions(features, self.labels, folds, kind, self.num_classes)
+        return linear_predictions(
+            features, self.labels, folds, kind, variant != "published", self.num_classes, self.groups, self.seed
+        )
+
+    def _fine_tune(
+        self, candidate: Candidate, folds: Folds, settings: FineTuneSettings, key: Mapping[str, Any]
+    ) -> Predictions:
+        def done(fold: int) -> FoldPrediction | None:
+            found = None if self.store is None else self.store.get({**key, "fold": fold})
+            return None if found is None else found.folds[0]
+
+        def save(fold: int, prediction: FoldPrediction) -> None:
+            if self.store is not None:
+                self.store.put({**key, "fold": fold}, Predictions([prediction]))
+
+        return predict_fine_tuned(
+            lambda: candidate.encoder,
+            candidate.images,
+            self.labels,
+            folds,
+            ordinal=self.ordinal,
+            num_classes=self.num_classes,
+            settings=settings,
+            seed=self.seed,
+            device=self.device,
+            amp=self.amp,
+            progress=self.progress,
+            done=done,
+            save=save,
+        )
+
+
+def _comparisons(
+    cells: Sequence[_Cell],
+    scored: Sequence[dict[str, dict[str, Any]]],
+    drawn: Sequence[dict[str, np.ndarray]],
+    everyone: Sequence[Candidate],
+) -> list[dict[str, Any]]:
+    """Each pretrained model against all others, on the same folds, protocol by protocol."""
+    kinds = {candidate.name: candidate.kind for candidate in everyone}
+    pretrained = [candidate.name for candidate in everyone if candidate.kind in ("checkpoint", "imagenet")]
+    result = []
+    for i, a in enumerate(cells):
+        if a.model not in pretrained:
+            continue
+        for j, b in enumerate(cells):
+            same = (a.protocol, a.variant) == (b.protocol, b.variant)
+            # A frozen or fine-tuned network is compared with the supervised one too.
+            scratch = b.protocol == "supervised" and a.protocol in ("frozen_head", "fine_tune")
+            if i == j or a.fraction != b.fraction or not (same or scratch):
+                continue
+            if b.model in pretrained and pretrained.index(b.model) < pretrained.index(a.model):
+                continue  # the other way round it is there
+            result.append(
+                {
+                    "model": a.model,
+                    "other": b.model,
+                    "other_kind": kinds[b.model],
+                    "protocol": a.protocol,
+                    "other_protocol": b.protocol,
+                    "variant": a.variant,
+                    "fraction": a.fraction,
+                    "metrics": paired_differences(scored[i], drawn[i], scored[j], drawn[j]),
+                }
+            )
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: plain numbers, None in place of what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

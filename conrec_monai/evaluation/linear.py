@@ -230,7 +230,10 @@ def _probabilities(
             continue
         model = LogisticRegression(solver=solver, tol=tol, max_iter=10_000, warm_start=True)
         for i, c in enumerate(cs):
-            probabilities = model.set_params(C=c).fit(x_train, target).predict_proba(x_test)
+            with warnings.catch_warnings():
+                # Newton's method says this where a step no longer improves anything: it has arrived.
+                warnings.filterwarnings("ignore", message=".*[Ll]ine [Ss]earch")
+                probabilities = model.set_params(C=c).fit(x_train, target).predict_proba(x_test)
             result[i][:, columns] = probabilities[:, 1:] if protocol == "diabetic" else probabilities
     return result
 

@@ -168,12 +168,12 @@ def auroc(labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, 
         order = np.argsort(score)
         below = np.zeros((len(weights), len(score) + 1))
         np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
-        first, end = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))  # type: ignore[call-overload]
+        first, end = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))
         # Mann and Whitney: the sum of the mid-ranks of the positives, less the part that they have among themselves.
         w = weights[:, positive]
-        w_positive, total = w.sum(axis=1), below[:, -1]
+        w_positive, w_negative = w.sum(axis=1), weights @ (labels != label)
         rank_sum = (w * (below[:, first] + below[:, end])).sum(axis=1) / 2
-        areas.append(_ratio(rank_sum - w_positive**2 / 2, w_positive * (total - w_positive)))
+        areas.append(_ratio(rank_sum - w_positive**2 / 2, w_positive * w_negative))
     return _mean_of_defined(np.stack(areas, axis=1))
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from .conrec import ConRecLoss, ConRecLossOutput
+from .cumulative import CumulativeBCELoss
 from .nt_xent import NTXentLoss, nt_xent_logits
 
-__all__ = ["ConRecLoss", "ConRecLossOutput", "NTXentLoss", "nt_xent_logits"]
+__all__ = ["ConRecLoss", "ConRecLossOutput", "CumulativeBCELoss", "NTXentLoss", "nt_xent_logits"]

@@ -114,7 +114,7 @@ def save_checkpoint(
         network: see :func:`build_network`; its class name becomes ``kind``, its arguments ``config``, its weights
             ``state_dict``.
         preprocessing: how images become the network's input: ``image_size`` (pixels), ``resize`` ("squash", "pad" or
-            "crop"); values are in [0, 1].
+            "crop") and ``field_of_view`` (None or "normalize"; None when absent); values are in [0, 1].
         **extra: further entries, such as the state of the training.
 
     Raises:
@@ -194,6 +194,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(resize, str):
         raise ValueError(f"{path}: preprocessing must hold resize as a text, found {resize!r}.")
     content["preprocessing"]["resize"] = resize
+    field_of_view = content["preprocessing"].setdefault("field_of_view")  # absent in files of earlier releases
+    if field_of_view not in (None, "normalize"):
+        raise ValueError(
+            f"{path}: preprocessing must hold field_of_view as None or 'normalize', found {field_of_view!r}."
+        )
     size = content["preprocessing"].get("image_size")
     if type(size) is not int or size < 1:
         raise ValueError(f"{path}: preprocessing must hold image_size, a positive whole number, found {size!r}.")

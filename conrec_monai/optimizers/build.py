@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from monai.optimizers import WarmupCosineSchedule
@@ -32,31 +33,57 @@ def default_learning_rate(name: str, batch_size: int) -> float:
 
 
 def build_optimizer(
-    name: str, network: nn.Module, learning_rate: float, weight_decay: float = 1e-4
+    name: str,
+    network: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 1e-4,
+    head: str | None = None,
+    head_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a name.
 
     Args:
         name: "lars" (momentum 0.9, without decay and adaptation of biases and norms), "sgd" (Nesterov momentum 0.9),
             "adam" or "adamw".
-        network: whose parameters are trained.
+        network: whose parameters are trained; those that need no gradient are left out.
         learning_rate: not negative.
         weight_decay: not negative.
+        head: name prefix of a supervised classification head, which gets no weight decay and, from LARS, no layer
+            adaptation, in a parameter group of its own, the last one (arXiv 2104.04323); None for a network without.
+        head_learning_rate: of the head; None for that of the others.
 
     Raises:
-        ValueError: when the name is unknown or a value out of its range.
+        ValueError: when the name is unknown, a value out of its range, no parameter is to be trained, or none is named
+            after ``head``.
     """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
+    if head_learning_rate is not None and head is None:
+        raise ValueError(f"head_learning_rate {head_learning_rate} needs head, the name of the head.")
+    groups = lars_param_groups(network, weight_decay, head)
+    if name != "lars":
+        groups = [{"params": [p for p in network.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+    if head is not None:
+        groups = _split_head(groups, network, head, learning_rate if head_learning_rate is None else head_learning_rate)
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError(f"{type(network).__name__} has no parameter that needs a gradient.")
     if name == "lars":
-        return LARS(lars_param_groups(network, weight_decay), lr=learning_rate, weight_decay=weight_decay)
+        return LARS(groups, lr=learning_rate, weight_decay=weight_decay)
     if name == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), lr=learning_rate, momentum=0.9, weight_decay=weight_decay, nesterov=True
-        )
-    if name == "adam":
-        return torch.optim.Adam(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=learning_rate, weight_decay=weight_decay)
+
+
+def _split_head(
+    groups: list[dict[str, Any]], network: nn.Module, head: str, learning_rate: float
+) -> list[dict[str, Any]]:
+    """The groups without the head, and the head as the last group."""
+    in_head = {id(p): p for n, p in network.named_parameters() if n == head or n.startswith(f"{head}.")}
+    others = [{**group, "params": [p for p in group["params"] if id(p) not in in_head]} for group in groups]
+    params = [p for p in in_head.values() if p.requires_grad]
+    return [*others, {**groups[-1], "params": params, "weight_decay": 0.0, "lr": learning_rate}]
 
 
 def build_schedule(name: str, optimizer: torch.optim.Optimizer, epoch_length: int, max_epochs: int) -> LambdaLR:

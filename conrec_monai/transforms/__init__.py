@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+from .augment import RandCropFlip, RandZoomFlip
 from .base import BatchRandTransform, BatchRandTransformd, unit_float
 from .dictionary import (
     RandColorJitterd,
+    RandCropFlipd,
     RandGaussianBlurd,
     RandGrayscaled,
     RandHorizontalFlipd,
@@ -23,6 +25,16 @@ from .dictionary import (
     RandMaskingd,
     RandOutPaintd,
     RandResizedCropd,
+    RandVerticalFlipd,
+    RandZoomd,
+    RandZoomFlipd,
+)
+from .field_of_view import (
+    FieldOfView,
+    NormalizeFieldOfView,
+    NormalizeFieldOfViewd,
+    field_of_view_mask,
+    find_field_of_view,
 )
 from .intensity import (
     RandColorJitter,
@@ -38,15 +50,20 @@ from .intensity import (
     intensity_curve,
 )
 from .masking import MIN_MASKING_SIZE, RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
-from .spatial import RandHorizontalFlip, RandResizedCrop
+from .spatial import RandHorizontalFlip, RandResizedCrop, RandVerticalFlip, RandZoom
 from .views import TwoViews, TwoViewsd, Views
 
 __all__ = [
     "MIN_MASKING_SIZE",
     "BatchRandTransform",
     "BatchRandTransformd",
+    "FieldOfView",
+    "NormalizeFieldOfView",
+    "NormalizeFieldOfViewd",
     "RandColorJitter",
     "RandColorJitterd",
+    "RandCropFlip",
+    "RandCropFlipd",
     "RandGaussianBlur",
     "RandGaussianBlurd",
     "RandGrayscale",
@@ -65,6 +82,12 @@ __all__ = [
     "RandOutPaintd",
     "RandResizedCrop",
     "RandResizedCropd",
+    "RandVerticalFlip",
+    "RandVerticalFlipd",
+    "RandZoom",
+    "RandZoomFlip",
+    "RandZoomFlipd",
+    "RandZoomd",
     "TwoViews",
     "TwoViewsd",
     "Views",
@@ -72,6 +95,8 @@ __all__ = [
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
+    "field_of_view_mask",
+    "find_field_of_view",
     "gaussian_blur",
     "grayscale",
     "intensity_curve",

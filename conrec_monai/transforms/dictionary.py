@@ -17,13 +17,15 @@ from typing import Any
 
 from monai.config import KeysCollection
 
+from conrec_monai.transforms.augment import RandCropFlip, RandZoomFlip
 from conrec_monai.transforms.base import BatchRandTransform, BatchRandTransformd
 from conrec_monai.transforms.intensity import RandColorJitter, RandGaussianBlur, RandGrayscale, RandIntensityCurve
 from conrec_monai.transforms.masking import RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
-from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop
+from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop, RandVerticalFlip, RandZoom
 
 __all__ = [
     "RandColorJitterd",
+    "RandCropFlipd",
     "RandGaussianBlurd",
     "RandGrayscaled",
     "RandHorizontalFlipd",
@@ -33,6 +35,9 @@ __all__ = [
     "RandMaskingd",
     "RandOutPaintd",
     "RandResizedCropd",
+    "RandVerticalFlipd",
+    "RandZoomFlipd",
+    "RandZoomd",
 ]
 
 
@@ -53,6 +58,18 @@ class RandHorizontalFlipd(_Twin):
     """Dictionary twin of :class:`conrec_monai.transforms.RandHorizontalFlip`, with its arguments after ``keys``."""
 
     array = RandHorizontalFlip
+
+
+class RandVerticalFlipd(_Twin):
+    """Dictionary twin of :class:`conrec_monai.transforms.RandVerticalFlip`, with its arguments after ``keys``."""
+
+    array = RandVerticalFlip
+
+
+class RandZoomd(_Twin):
+    """Dictionary twin of :class:`conrec_monai.transforms.RandZoom`, with its arguments after ``keys``."""
+
+    array = RandZoom
 
 
 class RandColorJitterd(_Twin):
@@ -101,3 +118,15 @@ class RandMaskingd(_Twin):
     """Dictionary twin of :class:`conrec_monai.transforms.RandMasking`."""
 
     array = RandMasking
+
+
+class RandCropFlipd(_Twin):
+    """Dictionary twin of :class:`conrec_monai.transforms.RandCropFlip`, with its argument after ``keys``."""
+
+    array = RandCropFlip
+
+
+class RandZoomFlipd(_Twin):
+    """Dictionary twin of :class:`conrec_monai.transforms.RandZoomFlip`."""
+
+    array = RandZoomFlip

@@ -20,11 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conrec_monai.bundle import evaluate_checkpoint, evaluation
+from conrec_monai.bundle import evaluate_checkpoints
 from conrec_monai.data import CachedImages, load_datalist
 from conrec_monai.data.datalist import DR_GRADES
-from conrec_monai.evaluation import central_part, evaluate, untrained_encoders
-from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet
+from conrec_monai.evaluation import FoldPlan, central_part, embed, linear_predictions, score
+from conrec_monai.networks.nets import ConRecUNet, EncoderClassifier
 from conrec_monai.networks.utils import load_encoder, save_checkpoint
 
 PREPROCESSING = {"image_size": 32, "resize": "squash"}
@@ -50,58 +50,100 @@ def class_folder(path: Path, classes: int = 3, count: int = 6) -> Path:
     return path
 
 
-def test_grades(
-    encoder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of a quick evaluation."""
+    return {"protocols": ["linear"], "untrained_seeds": [], "replicates": 100, "group_duplicates": False}
 
-    def spy(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        calls.append((args, kwargs))
-        return evaluate(*args, **{**kwargs, "repeats": 1})
 
-    monkeypatch.setattr(evaluation, "evaluate", spy)
+def found(result: dict[str, Any], model: str, protocol: str = "linear", variant: str | None = "standardized") -> Any:
+    (entry,) = [e for e in result["results"] if (e["model"], e["protocol"], e["variant"]) == (model, protocol, variant)]
+    return entry["metrics"]
+
+
+def test_grades(encoder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output_dir = tmp_path / "a" / "b"
-    result = evaluate_checkpoint(
-        encoder_file, PHANTOM, output_dir, n_folds=2, repeats=3, seed=4, untrained_seeds=(5,), batch_size=7
-    )
+    arguments: dict[str, Any] = {"n_folds": 2, "repeats": 2, "seed": 4, "untrained_seeds": (5,), "replicates": 100}
+    result = evaluate_checkpoints(encoder_file, PHANTOM, output_dir, **arguments, command="evaluate it")
     assert json.loads((output_dir / "metrics.json").read_text()) == result
-    assert {name: result[name] for name in ("checkpoint", "dataset", "section", "center_crop", "protocol")} == {
-        "checkpoint": str(encoder_file),
-        "dataset": PHANTOM,
-        "section": None,
-        "center_crop": 1.0,
-        "protocol": "diabetic",
+    assert result["schema"] == 2 and result["command"] == "evaluate it" and result["ordinal"] is True
+    assert result["dataset"]["path"] == PHANTOM and result["dataset"]["labelled"] == 40
+    counts = np.bincount([item["label"] for item in load_datalist(PHANTOM)], minlength=5).tolist()
+    assert result["classes"] == [{"name": n, "count": c} for n, c in zip(DR_GRADES, counts, strict=True)]
+    kept = {name: result["folds"][name] for name in ("kind", "n", "repeats", "seed", "left_out", "file", "test")}
+    assert kept == {
+        "kind": "stratified",
+        "n": 2,
+        "repeats": 2,
+        "seed": 4,
+        "left_out": 0,
+        "file": "folds.json",
+        "test": [20] * 4,
     }
-    assert [row["name"] for row in result["rows"]] == ["pretrained", "untrained, seed 5", "shortcut baseline"]
+    model = result["models"][0]
+    assert model["checkpoint"] == str(encoder_file) and len(model["sha256"]) == 64
+    assert model["architecture"] == "U-net 4-8, attention pooling" and model["transductive"] is None
+    assert [m["name"] for m in result["models"]] == [
+        "pretrained",
+        "untrained, seed 5",
+        "shortcut baseline",
+        "color baseline",
+    ]
     printed = capsys.readouterr().out
     assert "pretrained" in printed and printed.endswith(f"\n\nWritten to {output_dir / 'metrics.json'}\n")
 
-    ((encoders, images, labels), options) = calls[0]
     data = load_datalist(PHANTOM)
-    assert torch.equal(images, CachedImages(data, 32, progress=False).images)
-    assert labels == [item["label"] for item in data]
-    assert options == {
-        "ordinal": True,
-        "class_names": list(DR_GRADES),
-        "groups": [None] * len(data),
-        "splits": None,
-        "n_folds": 2,
-        "repeats": 3,
-        "seed": 4,
-        "batch_size": 7,
-        "device": torch.device("cpu"),
-    }
-    expected = {
-        "pretrained": load_encoder(encoder_file),
-        **untrained_encoders(lambda: ConRecEncoder(features=(4, 8)), (5,)),
-    }
-    assert list(encoders) == list(expected)
-    for name, encoder in expected.items():
-        weights = encoders[name].state_dict()
-        assert all(torch.equal(weights[key], value) for key, value in encoder.state_dict().items())
+    labels = np.array([item["label"] for item in data])
+    plan = FoldPlan.load(output_dir / "folds.json", [item["id"] for item in data])
+    features = embed(load_encoder(encoder_file), CachedImages(data, 32, progress=False).images)
+    expected = score(labels, linear_predictions(features, labels, plan.folds, "diabetic", True, 5, None, 4), True, 5)
+    assert found(result, "pretrained")["qwk"]["folds"] == expected["qwk"]["folds"]
+
+    # The same command again computes nothing; the folds can be used again, by other settings too.
+    again = evaluate_checkpoints(encoder_file, PHANTOM, output_dir, **arguments, command="evaluate it")
+    assert again == result
+    reused = evaluate_checkpoints(
+        encoder_file,
+        PHANTOM,
+        tmp_path / "c",
+        folds=output_dir / "folds.json",
+        seed=4,
+        untrained_seeds=[],
+        replicates=100,
+    )
+    assert reused["folds"]["seed"] == 4 and found(reused, "pretrained") == found(result, "pretrained")
+    (output_dir / "folds.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"folds\.json is no file of folds"):
+        evaluate_checkpoints(encoder_file, PHANTOM, tmp_path / "d", folds=output_dir / "folds.json")
+    with pytest.raises(ValueError, match="has folds of other images: 20 of its 40 are not among the 20"):
+        evaluate_checkpoints(encoder_file, "phantom:n=20,size=32", tmp_path / "d", folds=tmp_path / "c" / "folds.json")
 
 
-def test_dogs_see_the_central_part(tmp_path: Path) -> None:
+def test_several_checkpoints(tmp_path: Path, few: dict[str, Any]) -> None:
+    paths = []
+    for name, pooling, size in (("one", "attention", 32), ("two", "average", 24)):
+        (tmp_path / name).mkdir()
+        network = ConRecUNet(features=(4, 8), pooling=pooling)
+        save_checkpoint(tmp_path / name / "encoder.pt", network.encoder, {"image_size": size, "resize": "squash"})
+        paths.append(str(tmp_path / name / "encoder.pt"))
+    few = {**few, "n_folds": 2, "untrained_seeds": [0]}
+    result = evaluate_checkpoints(paths, PHANTOM, tmp_path, **few)
+    names = [m["name"] for m in result["models"]]
+    assert names[:4] == [
+        "one",
+        "two",
+        "untrained U-net 4-8, attention pooling, seed 0",
+        "untrained U-net 4-8, average pooling, seed 0",
+    ]
+    by_name = evaluate_checkpoints({"A": paths[0], "B": paths[1]}, PHANTOM, tmp_path, **few)
+    assert found(by_name, "B") == found(result, "two")
+    same = evaluate_checkpoints([f"A={paths[0]}", f"B={paths[1]}"], PHANTOM, tmp_path, **few)
+    assert [m["name"] for m in same["models"]] == [m["name"] for m in by_name["models"]]
+    with pytest.raises(ValueError, match="two checkpoints are named 'one'"):
+        evaluate_checkpoints([paths[0], paths[0]], PHANTOM, tmp_path, **few)
+
+
+def test_dogs_see_the_central_part(tmp_path: Path, few: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = ConRecUNet(in_channels=1, features=(4, 8))
     save_checkpoint(tmp_path / "checkpoint.pt", network, {"image_size": 28, "resize": "crop"})
@@ -112,56 +154,150 @@ def test_dogs_see_the_central_part(tmp_path: Path) -> None:
     for split, numbers in lists.items():
         rows = [f"n0000000{label}-breed_{label}/{i}.png\n" for label in range(3) for i in numbers]
         (path / f"{split}_list.txt").write_text("".join(rows))
-    result = evaluate_checkpoint(str(tmp_path / "checkpoint.pt"), str(path), str(tmp_path), untrained_seeds=[])
-    assert result["protocol"] == "categorical" and result["center_crop"] == 0.875
-    assert result["folds"]["kind"] == "official"
-    assert result["images"] == {"labelled": 18, "unlabelled": 0, "size": [1, 28, 28]}
-    assert [row["name"] for row in result["rows"]] == ["pretrained", "shortcut baseline"]
+    result = evaluate_checkpoints(str(tmp_path / "checkpoint.pt"), str(path), str(tmp_path), **few)
+    assert result["ordinal"] is False and result["settings"]["center_crop"] == 0.875
+    assert result["folds"]["kind"] == "official" and result["metrics"][0] == "top1"
     data = load_datalist(path)
     images = central_part(CachedImages(data, 32, "crop", 1, progress=False).images, 28)  # 28 / 0.875
-    expected = evaluate(
-        {"pretrained": network.encoder},
-        images,
-        [item["label"] for item in data],
-        ordinal=False,
-        class_names=data.info.class_names,
-        splits=[item["split"] for item in data],
-        progress=False,
+    labels = np.array([item["label"] for item in data])
+    splits = np.array([item["split"] for item in data])
+    fold = [(np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test"))]
+    predictions = linear_predictions(embed(network.encoder, images), labels, fold, "categorical", True, 3)
+    assert found(result, "pretrained")["top1"]["folds"] == score(labels, predictions, False, 3)["top1"]["folds"]
+
+
+def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    other = "phantom:n=20,size=32,seed=1"
+    result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, test_dir=other, **few)
+    assert result["folds"]["kind"] == "other data set" and result["dataset"]["test_path"] == other
+    assert result["folds"]["train"] == [40] and result["folds"]["test"] == [20]
+    sets = [load_datalist(path) for path in (PHANTOM, other)]
+    images = torch.cat([CachedImages(data, 32, progress=False).images for data in sets])
+    labels = np.array([item["label"] for data in sets for item in data])
+    fold = [(np.arange(40), np.arange(40, 60))]
+    predictions = linear_predictions(embed(load_encoder(encoder_file), images), labels, fold, "diabetic", True, 5)
+    assert found(result, "pretrained")["qwk"]["folds"] == score(labels, predictions, True, 5)["qwk"]["folds"]
+    # Classes are matched by name, whatever their numbers.
+    class_folder(tmp_path / "abc")
+    class_folder(tmp_path / "bc")
+    for image in (tmp_path / "bc" / "class 0").iterdir():
+        image.unlink()
+    (tmp_path / "bc" / "class 0").rmdir()
+    matched = evaluate_checkpoints(encoder_file, tmp_path / "abc", tmp_path, test_dir=tmp_path / "bc", **few)
+    assert found(matched, "color baseline")["top1"]["mean"] == 1
+    assert [entry["count"] for entry in matched["classes"]] == [6, 12, 12]
+    with pytest.raises(
+        ValueError, match=r"classes of .*abc \(class 0, .*\) do not match those of .*bc \(class 1, class 2"
+    ):
+        evaluate_checkpoints(encoder_file, tmp_path / "bc", tmp_path, test_dir=tmp_path / "abc", **few)
+    with pytest.raises(ValueError, match="are grades, those of .*abc are classes without order"):
+        evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, test_dir=tmp_path / "abc", **few)
+
+
+def test_pretraining_is_stated(tmp_path: Path, few: dict[str, Any]) -> None:
+    network = ConRecUNet(features=(4, 8)).encoder
+    hashes = CachedImages(load_datalist(PHANTOM), 32, progress=False).hashes
+
+    def statements(**pretraining: Any) -> tuple[str, dict[str, Any]]:
+        save_checkpoint(tmp_path / "encoder.pt", network, PREPROCESSING, pretraining=pretraining)
+        result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)
+        return " ".join(result["statements"]), result["models"][0]
+
+    text, model = statements(images=hashes[:30].unique(), epoch=4, settings={"max_epochs": 4})
+    assert "transductive, it was pretrained on 30 of the 40 test images, without labels" in text
+    assert model["transductive"] is True and model["test_images_seen"] == 30
+    assert model["pretraining"] == {"epoch": 4, "settings": {"max_epochs": 4}}
+    text, model = statements(images=hashes[:0], epoch=2, settings={"max_epochs": 4})
+    assert "transductive" not in text and model["transductive"] is False
+    assert "a checkpoint of epoch 2 of 4" in text
+    classifier = EncoderClassifier(network, 5)
+    save_checkpoint(tmp_path / "encoder.pt", classifier, PREPROCESSING, pretraining={"images": hashes})
+    result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)
+    assert any("40 test images with their labels: the score is no test" in text for text in result["statements"])
+
+
+def test_duplicates_stay_on_one_side(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    path = tmp_path / "data"
+    class_folder(path)
+    for label in (0, 1):  # copies: of each of the first two classes one image, in another class
+        image = Image.open(path / f"class {label}" / "0.png")
+        image.save(path / "class 2" / f"copy {label}.png")
+    few = {**few, "group_duplicates": True, "n_folds": 3}
+    result = evaluate_checkpoints(encoder_file, path, tmp_path, **few)
+    assert result["folds"]["kind"] == "grouped" and result["dataset"]["duplicate_groups"] == 2
+    assert any(
+        text.startswith("4 of 20 images are in 2 groups of duplicates")
+        and "in 2 of the groups the labels differ" in text
+        for text in result["statements"]
     )
-    assert result["rows"] == expected["rows"]
+    content = json.loads((tmp_path / "folds.json").read_text())
+    copies = [content["ids"].index(name) for name in ("class 0/0.png", "class 2/copy 0.png")]
+    assert all(len({i in fold["test"] for i in copies}) == 1 for fold in content["folds"])
+    few["group_duplicates"] = False
+    loose = evaluate_checkpoints(encoder_file, path, tmp_path / "loose", **few)
+    assert loose["folds"]["kind"] == "stratified" and "Duplicates were not searched for" in loose["statements"][0]
+    tight = {**few, "group_duplicates": True}
+    split = {"kind": "grouped", "n": 1, "repeats": 1, "seed": 0, "left_out": 0, "ids": content["ids"]}
+    rest = [i for i in range(20) if i != copies[0]]
+    (tmp_path / "bad.json").write_text(json.dumps({**split, "folds": [{"train": rest, "test": copies[:1]}]}))
+    with pytest.raises(ValueError, match=r"fold 1 of .*bad\.json has images of one group"):
+        evaluate_checkpoints(encoder_file, path, tmp_path / "x", folds=tmp_path / "bad.json", **tight)
 
 
-def test_other_categories_see_all(tmp_path: Path, encoder_file: Path) -> None:
+def test_normalized_field_of_view(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, n_folds=2, field_of_view="normalize", **few)
+    data = load_datalist(PHANTOM)
+    images = CachedImages(data, 32, field_of_view="normalize", progress=False).images
+    labels = np.array([item["label"] for item in data])
+    plan = FoldPlan.load(tmp_path / "folds.json", [item["id"] for item in data])
+    predictions = linear_predictions(embed(load_encoder(encoder_file), images), labels, plan.folds, "diabetic", True, 5)
+    assert found(result, "pretrained")["qwk"]["folds"] == score(labels, predictions, True, 5)["qwk"]["folds"]
+
+
+def test_trained_networks(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    few = {**few, "protocols": ["fine_tune", "supervised"], "n_folds": 2}
+    result = evaluate_checkpoints(
+        encoder_file, PHANTOM, tmp_path, densenet="random", fine_tuning={"epochs": 1, "batch_size": 8}, **few
+    )
+    assert [(e["model"], e["protocol"]) for e in result["results"]] == [
+        ("pretrained", "fine_tune"),
+        ("random U-net 4-8, attention pooling", "supervised"),
+        ("random DenseNet121", "supervised"),
+    ]
+    used = result["settings"]["fine_tuning"]
+    assert used["fine_tune"]["learning_rate"] == 5e-5 and used["supervised"]["epochs"] == 1
+    assert used["supervised"]["init"] == "scratch"
+
+
+def test_other_categories_see_all(tmp_path: Path, encoder_file: Path, few: dict[str, Any]) -> None:
     path = class_folder(tmp_path / "data")
-    result = evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[])
-    assert result["protocol"] == "categorical" and result["center_crop"] == 1.0
+    result = evaluate_checkpoints(encoder_file, path, tmp_path, n_folds=2, **few)
+    assert result["ordinal"] is False and result["settings"]["center_crop"] == 1.0
 
 
-def test_unreadable_images_are_left_out_when_asked(tmp_path: Path, encoder_file: Path) -> None:
+def test_unreadable_images_are_left_out_when_asked(tmp_path: Path, encoder_file: Path, few: dict[str, Any]) -> None:
     path = class_folder(tmp_path / "data")
     (path / "class 1" / "2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="1 of 18 images cannot be loaded"):
-        evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[])
-    result = evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[], on_error="skip")
+        evaluate_checkpoints(encoder_file, path, tmp_path, n_folds=2, **few)
+    result = evaluate_checkpoints(encoder_file, path, tmp_path, n_folds=2, on_error="skip", **few)
     assert [entry["count"] for entry in result["classes"]] == [6, 5, 6]
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1].startswith("class 1/2.png,")
 
 
-def test_columns_are_named(tmp_path: Path, encoder_file: Path) -> None:
+def test_columns_are_named(tmp_path: Path, encoder_file: Path, few: dict[str, Any]) -> None:
     class_folder(tmp_path / "data")
     rows = [f"class {label}/{i},{i % 2},{label}\n" for label in range(3) for i in range(6)]
     (tmp_path / "data" / "grades.csv").write_text("file,level,eye\n" + "".join(rows))
     keys = {"image_key": "file", "label_key": "level", "group_key": "eye"}
-    result = evaluate_checkpoint(
-        encoder_file, tmp_path / "data" / "grades.csv", tmp_path, n_folds=3, untrained_seeds=[], **keys
-    )
-    assert result["protocol"] == "diabetic" and result["folds"]["kind"] == "grouped"
+    result = evaluate_checkpoints(encoder_file, tmp_path / "data" / "grades.csv", tmp_path, n_folds=3, **few, **keys)
+    assert result["ordinal"] is True and result["folds"]["kind"] == "grouped"
 
 
-def test_whole_image_when_asked(encoder_file: Path, tmp_path: Path) -> None:
+def test_whole_image_when_asked(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
     path = class_folder(tmp_path / "data")
-    result = evaluate_checkpoint(encoder_file, path, tmp_path, n_folds=2, untrained_seeds=[], center_crop=1)
-    assert result["center_crop"] == 1 and result["images"]["size"] == [3, 32, 32]
+    result = evaluate_checkpoints(encoder_file, path, tmp_path, n_folds=2, center_crop=1, **few)
+    assert result["settings"]["center_crop"] == 1
 
 
 @pytest.mark.parametrize(
@@ -182,42 +318,58 @@ def test_whole_image_when_asked(encoder_file: Path, tmp_path: Path) -> None:
         ({"center_crop": 1.5}, "center_crop must be in (0, 1], got 1.5."),
         ({"center_crop": "half"}, "center_crop must be in (0, 1], got 'half'."),
         ({"section": "test"}, f"{PHANTOM} has no section 'test'"),
+        ({"protocols": ["magic"]}, "protocols must be some of linear, levels, knn,"),
+        ({"protocols": []}, "protocols and fractions must be lists of at least one"),
+        ({"protocols": 3}, "protocols must be a list of names, got 3."),
+        ({"fractions": [0.5, 2]}, "fractions must be in (0, 1], got 2."),
+        ({"fractions": [0.5, 0.5]}, "protocols and fractions must be lists of at least one, each named once."),
+        ({"fraction_repeats": 0}, "fraction_repeats must be a whole number of at least 1, got 0."),
+        ({"replicates": 10}, "replicates must be a whole number of at least 100, got 10."),
+        ({"fine_tuning": {"speed": 3}}, "fine_tuning must hold some of optimizer,"),
+        ({"fine_tuning": {"epochs": 0}}, "epochs must be a whole number of at least 1, got 0."),
+        ({"densenet": 3}, "densenet must be random, imagenet or the path of weights, got 3."),
+        ({"field_of_view": "crop"}, "field_of_view must be None or normalize, got 'crop'."),
+        ({"group_duplicates": "no"}, "group_duplicates must be True or False, got 'no'."),
+        ({"test_dir": "nowhere"}, "data not found: nowhere"),
+        ({"folds": "nowhere.json"}, "no folds at nowhere.json: no such file."),
+        ({"checkpoint": []}, "checkpoint must be a path, a list of paths or a dictionary of them, got []."),
         ({"n_folds": 41}, "41 folds need at least 41 labelled images, got 40"),
     ],
 )
 def test_mistake(values: dict[str, Any], message: str, encoder_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
-        evaluate_checkpoint(encoder_file, PHANTOM, tmp_path / "result", **values)
+    arguments = {"checkpoint": encoder_file, "dataset_dir": PHANTOM, "output_dir": tmp_path / "result"}
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        evaluate_checkpoints(**{**arguments, **values})
     assert str(error.value).startswith(message)
     assert not (tmp_path / "result" / "metrics.json").exists()
 
 
 def test_files_that_are_no_encoder(encoder_file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.pt: no such file"):
-        evaluate_checkpoint(tmp_path / "none.pt", PHANTOM, tmp_path / "result")
+        evaluate_checkpoints(tmp_path / "none.pt", PHANTOM, tmp_path / "result")
     content = torch.load(encoder_file, weights_only=True)
     content["config"]["features"] = [4, 16]
     torch.save(content, encoder_file)
     with pytest.raises(ValueError, match=r"encoder\.pt does not fit ConRecEncoder: weights .* of another shape"):
-        evaluate_checkpoint(encoder_file, PHANTOM, tmp_path / "result")
+        evaluate_checkpoints(encoder_file, PHANTOM, tmp_path / "result")
     encoder_file.write_text("text")
     with pytest.raises(ValueError, match=r"encoder\.pt (is not a ConRec checkpoint|cannot be read as a checkpoint)"):
-        evaluate_checkpoint(encoder_file, PHANTOM, tmp_path / "result")
+        evaluate_checkpoints(encoder_file, PHANTOM, tmp_path / "result")
     assert not (tmp_path / "result").exists()
 
 
 def test_data_that_cannot_be_scored(encoder_file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data not found: .*none"):
-        evaluate_checkpoint(encoder_file, tmp_path / "none", tmp_path / "result")
+        evaluate_checkpoints(encoder_file, tmp_path / "none", tmp_path / "result")
     (tmp_path / "flat").mkdir()
     for name in "ab":
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "flat" / f"{name}.png")
     with pytest.raises(ValueError, match="flat holds 2 images without labels; an evaluation needs labels"):
-        evaluate_checkpoint(encoder_file, tmp_path / "flat", tmp_path / "result")
+        evaluate_checkpoints(encoder_file, tmp_path / "flat", tmp_path / "result")
     path = class_folder(tmp_path / "data")
     (path / "class 1" / "3.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1 of 18 images cannot be loaded: .*class 1/3\.png"):
-        evaluate_checkpoint(encoder_file, path, tmp_path / "result", n_folds=2)
+        evaluate_checkpoints(encoder_file, path, tmp_path / "result", n_folds=2)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="output_dir .*file cannot be written to"):
-        evaluate_checkpoint(encoder_file, PHANTOM, tmp_path / "file")
+        evaluate_checkpoints(encoder_file, PHANTOM, tmp_path / "file")

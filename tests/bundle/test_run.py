@@ -230,7 +230,11 @@ def test_simclr_on_unlabeled_photographs(outside: Path) -> None:
     run("train", **{**TRAINING, **changes, **more})
     assert load_model("out/checkpoint.pt").config["decoder"] is False
     assert load_encoder("out/encoder.pt").config == {"in_channels": 3, "features": [4, 8], "pooling": "average"}
-    assert read_checkpoint("out/encoder.pt")["preprocessing"] == {"image_size": 32, "resize": "pad"}
+    assert read_checkpoint("out/encoder.pt")["preprocessing"] == {
+        "image_size": 32,
+        "resize": "pad",
+        "field_of_view": None,
+    }
     metrics = json.loads(Path("out/metrics.json").read_text())["metrics"]
     assert metrics["reconstruction_loss"] == 0 and "probe_accuracy" not in metrics
     assert Image.open("out/pictures/epoch_0001.png").size == (2 * 132, 20 + 6 * 132)
@@ -387,19 +391,18 @@ def test_evaluation(whole: tuple[Path, list[str]], tmp_path: Path) -> None:
         evaluation_dir="scores",
         n_folds=2,
         untrained_seeds=[0],
+        replicates=100,
     )
     status, errors = command.end()
     assert status == 0, errors
     result = json.loads((tmp_path / "scores" / "metrics.json").read_text())
-    assert result["checkpoint"] == f"{path}/encoder.pt" and result["dataset"] == "phantom:n=40,size=32,seed=1"
-    assert result["protocol"] == "diabetic" and result["folds"] == {
-        "n": 2,
-        "repeats": 1,
-        "seed": 0,
-        "kind": "stratified",
-    }
-    assert [row["name"] for row in result["rows"]] == ["pretrained", "untrained, seed 0", "shortcut baseline"]
-    assert all(-1 <= row["standardized"]["qwk"]["mean"] <= 1 for row in result["rows"])
+    assert result["dataset"]["path"] == "phantom:n=40,size=32,seed=1" and result["folds"]["n"] == 2
+    pretrained, untrained, *baselines = result["models"]
+    assert pretrained["checkpoint"] == f"{path}/encoder.pt" and untrained["name"] == "untrained, seed 0"
+    # Other pictures than those of the pretraining, which the checkpoint knows.
+    assert pretrained["transductive"] is False and pretrained["pretraining"]["epoch"] == EPOCHS
+    assert [model["name"] for model in baselines] == ["shortcut baseline", "color baseline"]
+    assert all(-1 <= entry["metrics"]["qwk"]["mean"] <= 1 for entry in result["results"])
     assert any(line.startswith("pretrained") for line in command.lines)
     assert command.lines[-1] == f"Written to {Path('scores/metrics.json')}"
 

@@ -265,8 +265,26 @@ def test_frame_and_hint_reach_the_reader(tmp_path: Path, monkeypatch: pytest.Mon
         return _noise(8, 8)
 
     monkeypatch.setattr(dataset, "read_image", record)
-    CachedImages([{"image": "a.tif", "frame": 2}, {"image": "b.png"}], 5, num_workers=1).load()
-    assert calls == [("a.tif", 3, 2, 5), ("b.png", 3, None, 5)]
+    a, b = str(tmp_path / "a.tif"), str(tmp_path / "b.png")
+    for path in (a, b):
+        Path(path).write_bytes(b"")
+    CachedImages([{"image": a, "frame": 2}, {"image": b}], 5, num_workers=1).load()
+    assert calls == [(a, 3, 2, 5), (b, 3, None, 5)]
+
+
+def test_hashes_are_those_of_the_content(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        Image.fromarray(np.random.RandomState(seed).randint(0, 255, (9, 9, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    files = [{"image": str(tmp_path / f"{name}.png")} for name in "abc"]
+    hashes = CachedImages(files, 8).hashes
+    assert hashes.dtype == torch.int64 and hashes[0] == hashes[2] != hashes[1]
+    assert torch.equal(CachedImages(files[::-1], 4, "pad", 1).hashes, hashes.flip(0))  # whatever becomes of them
+    array = _noise(8, 8)
+    arrays = CachedImages([{"image": array}, {"image": array.copy()}, {"image": array[::-1]}], 8).hashes
+    assert arrays[0] == arrays[1] != arrays[2]
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    left = CachedImages(files, 8, on_error="skip")
+    assert torch.equal(left.hashes, hashes[[0, 2]])
 
 
 def test_frames_of_a_file(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,25 @@ import pytest
 import torch
 from torch import nn
 
-from conrec_monai.evaluation import evaluate, format_table, linear_evaluation, make_folds, untrained_encoders
+from conrec_monai.evaluation import (
+    Candidate,
+    FineTuneSettings,
+    PredictionStore,
+    embed,
+    embed_levels,
+    evaluate,
+    format_table,
+    linear_predictions,
+    plan_folds,
+    predict_fine_tuned,
+    score,
+    subsample,
+    untrained_encoders,
+)
+from conrec_monai.evaluation import evaluate as evaluate_function
+from conrec_monai.networks.nets import ConRecEncoder
 
-
-def make_encoder() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-class Brightness(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(dim=(2, 3))
+QUICK = FineTuneSettings("adam", 0.001, 16, 1, None)
 
 
 def brightness_data(n: int = 60, classes: int = 3) -> tuple[torch.Tensor, np.ndarray]:
@@ -39,152 +49,309 @@ def brightness_data(n: int = 60, classes: int = 3) -> tuple[torch.Tensor, np.nda
     return noise + torch.from_numpy(labels * (180 // classes)).to(torch.uint8)[:, None, None, None], labels
 
 
+def encoder(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ConRecEncoder(1, (4, 8), "average").eval()
+
+
 def run(**kwargs: Any) -> dict[str, Any]:
     images, labels = brightness_data()
+    groups = kwargs.get("groups")
     arguments: dict[str, Any] = {
-        "encoders": {"mine": Brightness()},
-        "images": images,
+        "candidates": [Candidate("mine", "checkpoint", encoder(), images, {"sha256": "0"})],
         "labels": labels,
+        "plan": plan_folds(labels, groups, None, 3),
         "ordinal": True,
-        "n_folds": 3,
+        "num_classes": 3,
+        "replicates": 100,
     }
     return evaluate(**(arguments | {"progress": False} | kwargs))
 
 
+def found(result: dict[str, Any], model: str, protocol: str, variant: str | None = None, fraction: float = 1) -> Any:
+    wanted = (model, protocol, variant, fraction)
+    (entry,) = [e for e in result["results"] if (e["model"], e["protocol"], e["variant"], e["fraction"]) == wanted]
+    return entry
+
+
 def test_result_holds_what_the_documentation_says() -> None:
-    labels = np.concatenate([[-1, -1], brightness_data()[1][2:]])
-    result = run(labels=labels, class_names=["none", "mild", "severe"], repeats=2, seed=5)
+    result = run()
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result["schema"] == 1 and result["protocol"] == "diabetic"
-    assert result["folds"] == {"n": 3, "repeats": 2, "seed": 5, "kind": "stratified"}
-    assert result["images"] == {"labelled": 58, "unlabelled": 2, "size": [1, 16, 16]}
-    assert [c["name"] for c in result["classes"]] == ["none", "mild", "severe"]
-    assert [c["count"] for c in result["classes"]] == [19, 19, 20]
-    assert [(row["name"], row["features"]) for row in result["rows"]] == [("mine", 1), ("shortcut baseline", 258)]
-    assert len(result["rows"][0]["standardized"]["qwk"]["folds"]) == 6
-    assert result["rows"][0]["standardized"]["qwk"]["mean"] > 0.9
-    assert set(result["versions"]) == {"python", "torch", "scikit-learn", "numpy"}
+    assert [(m["name"], m["kind"]) for m in result["models"]] == [
+        ("mine", "checkpoint"),
+        ("shortcut baseline", "baseline"),
+        ("color baseline", "baseline"),
+    ]
+    assert result["models"][0]["sha256"] == "0"
+    cells = [(e["model"], e["protocol"], e["variant"], e["features"]) for e in result["results"]]
+    assert cells == [
+        ("mine", "linear", "published", 8),
+        ("mine", "linear", "standardized", 8),
+        ("shortcut baseline", "linear", "published", 258),
+        ("shortcut baseline", "linear", "standardized", 258),
+        ("color baseline", "linear", "published", 2),
+        ("color baseline", "linear", "standardized", 2),
+        ("mine", "levels", None, 24),
+        ("mine", "knn", None, 8),
+        ("shortcut baseline", "knn", None, 258),
+        ("color baseline", "knn", None, 2),
+    ]
+    for entry in result["results"]:
+        assert list(entry["metrics"]) == result["metrics"]
+        for value in entry["metrics"].values():
+            assert len(value["folds"]) == 3 and value["interval"][0] <= value["mean"] <= value["interval"][1]
+    # The class is the brightness: color alone finds it.
+    assert found(result, "color baseline", "linear", "standardized")["metrics"]["qwk"]["mean"] > 0.9
 
 
-def test_rows_are_linear_evaluations_on_the_same_folds() -> None:
+def test_entries_are_the_predictions_of_the_same_folds() -> None:
     images, labels = brightness_data()
     groups = np.arange(60) // 2
-    result = run(groups=groups, encoders={"a": Brightness(), "b": Brightness()}, seed=2)
-    assert result["folds"]["kind"] == "grouped"
-    a, b, _ = result["rows"]
-    assert a["published"] == b["published"] and a["standardized"] == b["standardized"]
-    features = images.float().div(255).mean(dim=(2, 3)).numpy()
-    folds = make_folds(labels, groups, 3, seed=2)
-    for name, standardized in (("published", False), ("standardized", True)):
-        assert a[name] == linear_evaluation(features, labels, folds, "diabetic", standardized, 3, groups, seed=2)
+    plan = plan_folds(labels, groups, None, 3, seed=2)
+    result = run(plan=plan, groups=groups, seed=4)
+    h, levels = embed(encoder(), images), embed_levels(encoder(), images)
+    for features, protocol, variant, standardized in (
+        (h, "linear", "published", False),
+        (h, "linear", "standardized", True),
+        (levels, "levels", None, True),
+    ):
+        expected = linear_predictions(features, labels, plan.folds, "diabetic", standardized, 3, groups, 4)
+        entry = found(result, "mine", protocol, variant)
+        assert entry["settings"] == expected.settings
+        for name, value in score(labels, expected, True, 3).items():
+            assert entry["metrics"][name]["folds"] == value["folds"], name
 
 
-def test_official_split_is_taken_where_train_and_test_exist() -> None:
-    splits = np.repeat(["train", "validation", "test"], 20)
-    result = run(ordinal=False, splits=splits.tolist())
-    assert result["folds"] == {"n": 1, "repeats": 1, "seed": 0, "kind": "official"}
-    assert result["protocol"] == "categorical"
-    assert len(result["rows"][0]["published"]["top1"]["folds"]) == 1
-    assert run(splits=["train"] * 60)["folds"]["kind"] == "stratified"
-    # Where a split is unlabelled, as that of a competition, it is as if it were not there.
-    labels = np.where(splits == "test", -1, brightness_data()[1])
-    assert run(labels=labels, splits=splits.tolist())["folds"]["kind"] == "stratified"
+def test_fractions_are_nested_draws_of_the_training_labels() -> None:
+    images, labels = brightness_data()
+    plan = plan_folds(labels, None, None, 3)
+    result = run(fractions=(1.0, 0.25), fraction_repeats=2, protocols=("linear",), seed=3)
+    folds = subsample(labels, plan.folds, 0.25, 2, 3)
+    expected = linear_predictions(embed(encoder(), images), labels, folds, "diabetic", True, 3, None, 3)
+    entry = found(result, "mine", "linear", "standardized", 0.25)
+    assert len(entry["metrics"]["qwk"]["folds"]) == 6
+    assert entry["metrics"]["qwk"]["folds"] == score(labels, expected, True, 3)["qwk"]["folds"]
+    assert len(found(result, "mine", "linear", "standardized", 1)["metrics"]["qwk"]["folds"]) == 3
+
+
+def test_trained_protocols() -> None:
+    images, labels = brightness_data()
+    candidates = [
+        Candidate("mine", "checkpoint", encoder(), images),
+        Candidate("frozen", "untrained", encoder(1), images),
+        Candidate("scratch", "random", encoder(2), images),
+    ]
+    settings = {
+        "frozen_head": dataclasses.replace(QUICK, freeze=True),
+        "fine_tune": QUICK,
+        "supervised": dataclasses.replace(QUICK, init="scratch"),
+    }
+    before = {name: value.clone() for name, value in candidates[0].encoder.state_dict().items()}
+    result = run(candidates=candidates, protocols=list(settings), fine_tuning=settings, seed=1)
+    assert [(e["model"], e["protocol"], e["features"]) for e in result["results"]] == [
+        ("mine", "frozen_head", None),
+        ("mine", "fine_tune", None),
+        ("scratch", "supervised", None),
+    ]
+    assert all(torch.equal(before[n], v) for n, v in candidates[0].encoder.state_dict().items())
+    plan = plan_folds(labels, None, None, 3)
+    expected = predict_fine_tuned(
+        lambda: candidates[0].encoder, images, labels, plan.folds, True, 3, QUICK, 1, progress=False
+    )
+    assert result["results"][1]["metrics"]["brier"]["folds"] == score(labels, expected, True, 3)["brier"]["folds"]
+    compared = [(c["model"], c["protocol"], c["other"], c["other_protocol"]) for c in result["comparisons"]]
+    assert compared == [
+        ("mine", "frozen_head", "scratch", "supervised"),
+        ("mine", "fine_tune", "scratch", "supervised"),
+    ]
+
+
+def test_comparisons_are_differences_on_the_same_folds() -> None:
+    images, _ = brightness_data()
+    candidates = [
+        Candidate("a", "checkpoint", encoder(), images),
+        Candidate("b", "checkpoint", encoder(1), images),
+        Candidate("c", "untrained", encoder(2), images),
+    ]
+    result = run(candidates=candidates, protocols=("knn",))
+    pairs = [(c["model"], c["other"], c["other_kind"]) for c in result["comparisons"]]
+    assert pairs == [
+        ("a", "b", "checkpoint"),
+        ("a", "c", "untrained"),
+        ("a", "shortcut baseline", "baseline"),
+        ("a", "color baseline", "baseline"),
+        ("b", "c", "untrained"),
+        ("b", "shortcut baseline", "baseline"),
+        ("b", "color baseline", "baseline"),
+    ]
+    first = result["comparisons"][0]["metrics"]["accuracy"]
+    means = [found(result, name, "knn")["metrics"]["accuracy"]["mean"] for name in "ab"]
+    assert first["difference"] == pytest.approx(means[0] - means[1])
+    same = run(candidates=[candidates[0], Candidate("twin", "checkpoint", encoder(), images)], protocols=("knn",))
+    assert same["comparisons"][0]["metrics"]["qwk"] == {"difference": 0, "interval": [0, 0], "p": 1}
+
+
+def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = brightness_data()
+    candidates = [
+        Candidate("mine", "checkpoint", encoder(), images),
+        Candidate("scratch", "random", encoder(2), images),
+    ]
+    arguments: dict[str, Any] = {
+        "candidates": candidates,
+        "protocols": ("linear", "supervised"),
+        "fine_tuning": {"supervised": dataclasses.replace(QUICK, init="scratch")},
+        "fractions": (0.5, 1.0),
+        "store": PredictionStore(tmp_path / "kept"),
+    }
+    whole = run(**arguments)
+    assert all((tmp_path / entry["predictions"]).is_file() for entry in whole["results"])
+    module = __import__("sys").modules[evaluate_function.__module__]
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        for name in ("linear_predictions", "embed"):
+            patch.setattr(module, name, never)
+        assert run(**arguments) == whole
+        with pytest.raises(AssertionError, match="computed again"):
+            run(**arguments, seed=1)
+    # A file that is damaged or gone is made again, and one of other weights is another one.
+    file = tmp_path / whole["results"][0]["predictions"]
+    file.write_bytes(b"damaged")
+    assert run(**arguments) == whole
+    others = run(**{**arguments, "candidates": [Candidate("mine", "checkpoint", encoder(5), images)]})
+    assert others["results"][0]["predictions"] != whole["results"][0]["predictions"]
+
+
+def test_stored_folds_of_a_training_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = brightness_data()
+    arguments: dict[str, Any] = {
+        "candidates": [Candidate("scratch", "random", encoder(2), images)],
+        "protocols": ("supervised",),
+        "fine_tuning": {"supervised": dataclasses.replace(QUICK, init="scratch")},
+    }
+    whole = run(**arguments)
+    store = PredictionStore(tmp_path / "kept")
+    put, count = store.put, [0]
+
+    def interrupted(key: Any, predictions: Any) -> None:
+        put(key, predictions)
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(**arguments, store=store)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    again = run(**arguments, store=store)
+    for entry in (*whole["results"], *again["results"]):
+        entry["predictions"] = None
+    assert again == whole and count[0] == 4  # the last fold, and all of them together
 
 
 def test_untrained_encoders_leave_the_global_generator_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    encoders = untrained_encoders(make_encoder)
+    encoders = untrained_encoders(lambda: ConRecEncoder(1, (4, 8)))
     assert torch.equal(torch.rand(3), expected)
-    assert list(encoders) == ["untrained, seed 0", "untrained, seed 1", "untrained, seed 2"]
-    again = untrained_encoders(make_encoder, seeds=(1,))["untrained, seed 1"]
-    weights = [encoder[0].weight for encoder in encoders.values()]  # type: ignore[index]
-    assert torch.equal(again[0].weight, weights[1])  # type: ignore[index]
-    assert not torch.equal(weights[0], weights[1])
+    assert list(encoders) == [0, 1, 2]
+    weights = [next(iter(network.parameters())) for network in encoders.values()]
+    again = untrained_encoders(lambda: ConRecEncoder(1, (4, 8)), seeds=(1,))[1]
+    assert torch.equal(next(iter(again.parameters())), weights[1]) and not torch.equal(weights[0], weights[1])
 
 
 def test_mistakes_are_named() -> None:
-    labels = brightness_data()[1]
-    with pytest.raises(ValueError, match="label of image 2 is 2, expected 0..1 for 2 classes"):
-        run(class_names=["no", "yes"])
-    with pytest.raises(ValueError, match="one of labels per image, got 59 for 60 images"):
-        run(labels=labels[1:])
-    with pytest.raises(ValueError, match="one of groups per image, got 2 for 60 images"):
-        run(groups=[1, 2])
-    with pytest.raises(ValueError, match="one of splits per image, got 1 for 60 images"):
-        run(splits=["train"])
-    with pytest.raises(ValueError, match="none of the 60 images has a label"):
-        run(labels=np.full(60, -1))
-    with pytest.raises(ValueError, match="of integers"):
-        run(labels=labels / 2)
-    with pytest.raises(ValueError, match="'shortcut baseline'"):
-        run(encoders={"shortcut baseline": Brightness()})
+    images, labels = brightness_data()
+    mine = Candidate("mine", "checkpoint", encoder(), images)
+    with pytest.raises(ValueError, match="at least one model to evaluate, got none"):
+        run(candidates=[])
+    with pytest.raises(ValueError, match="two models are named 'mine'"):
+        run(candidates=[mine, mine])
+    with pytest.raises(ValueError, match="two models are named 'color baseline'"):
+        run(candidates=[dataclasses.replace(mine, name="color baseline")])
+    with pytest.raises(ValueError, match="mine is 'other'"):
+        run(candidates=[dataclasses.replace(mine, kind="other")])
+    with pytest.raises(ValueError, match="got 60 for 59 images of mine"):
+        run(candidates=[dataclasses.replace(mine, images=images[1:])])
+    with pytest.raises(ValueError, match="protocols must be some of linear, .* got 'magic'"):
+        run(protocols=("magic",))
+    with pytest.raises(ValueError, match="at least one protocol and one fraction"):
+        run(fractions=())
+    with pytest.raises(ValueError, match="fraction must be in"):
+        run(fractions=(0.0,))
+    with pytest.raises(ValueError, match="the protocol fine_tune needs its settings"):
+        run(protocols=("fine_tune",))
 
 
-def scores(metric: str, *folds: float) -> dict:
-    block = {"mean": float(np.mean(folds)), "std": float(np.std(folds)), "folds": list(folds)}
-    return {metric: block, "accuracy": block, "C": [1.0] * len(folds)}
-
-
-def result_of(**rows: tuple[float, ...]) -> dict:
-    names = {"seed0": "untrained, seed 0", "seed1": "untrained, seed 1", "baseline": "shortcut baseline"}
+def entry(model: str, variant: str, value: float, fraction: float = 1.0) -> dict[str, Any]:
+    metric = {"mean": value, "std": 0.0, "folds": [value], "interval": [value - 0.05, value + 0.05]}
+    undefined = {"mean": None, "std": None, "folds": [None], "interval": [None, None]}
     return {
-        "protocol": "diabetic",
-        "folds": {"n": 2, "repeats": 1, "seed": 0, "kind": "stratified"},
-        "images": {"labelled": 10, "unlabelled": 3},
-        "classes": [{"name": "0", "count": 5}, {"name": "1", "count": 5}],
-        "rows": [
-            {
-                "name": names.get(name, name),
-                "features": 8,
-                "published": scores("qwk", *values),
-                "standardized": scores("qwk", *values),
-            }
-            for name, values in rows.items()
-        ],
+        "model": model,
+        "protocol": "linear",
+        "variant": variant,
+        "fraction": fraction,
+        "metrics": {"qwk": metric, "referable_sensitivity": undefined},
+    }
+
+
+def difference(other: str, value: float, half: float) -> dict[str, Any]:
+    return {
+        "model": "mine",
+        "other": other,
+        "protocol": "linear",
+        "variant": "standardized",
+        "fraction": 1.0,
+        "metrics": {"qwk": {"difference": value, "interval": [value - half, value + half], "p": 0.5}},
     }
 
 
 def test_table_by_hand() -> None:
-    result = result_of(mine=(0.8, 0.9), seed0=(0.5, 0.6), seed1=(0.52, 0.62), baseline=(0.9, 0.8))
-    assert format_table(result).splitlines() == [
-        "Linear evaluation, diabetic protocol, 2 classes, 2 stratified folds x 1, seed 0",
-        "10 labelled images; 3 unlabelled left out",
-        "",
-        "                                   published              standardized",
-        "encoder                 dim           qwk  accuracy           qwk  accuracy",
-        "mine                      8   0.850±0.050     0.850   0.850±0.050     0.850",
-        "untrained, seed 0         8   0.550±0.050     0.550   0.550±0.050     0.550",
-        "untrained, seed 1         8   0.570±0.050     0.570   0.570±0.050     0.570",
-        "untrained, mean of 2      8   0.560±0.010     0.560   0.560±0.010     0.560",
-        "shortcut baseline         8   0.850±0.050     0.850   0.850±0.050     0.850",
-        "",
-        "mine, standardized qwk on the same folds:",
-        "  +0.290 (spread 0.010, ahead in 4 of 4): better than the untrained encoders",
-        "  +0.000 (spread 0.100, ahead in 1 of 2): no clear difference from the shortcut baseline",
-    ]
-
-
-def test_table_says_worse_and_does_not_judge_a_single_split() -> None:
-    text = format_table(result_of(mine=(0.4, 0.5), baseline=(0.7, 0.8)))
-    assert "-0.300 (spread 0.000, ahead in 0 of 2): worse than the shortcut baseline" in text
-    assert "untrained" not in text
-    text = format_table(result_of(mine=(0.9,), seed0=(0.5,), baseline=(0.7,)))
-    assert "+0.400 against the untrained encoders (one split: no spread over folds to judge it by)" in text
-    assert "±" not in text
-
-
-def test_widest_table_fits_100_columns() -> None:
-    images, labels = brightness_data(72, 12)
-    encoders = {
-        "an encoder with quite a long name that says everything": Brightness(),
-        **untrained_encoders(make_encoder),
+    result = {
+        "dataset": {"path": "data", "labelled": 10, "unlabelled": 3, "test_path": None},
+        "classes": [{"name": "0", "count": 5}, {"name": "1", "count": 5}],
+        "folds": {"n": 2, "repeats": 1, "seed": 0, "kind": "grouped"},
+        "metrics": ["qwk", "referable_sensitivity"],
+        "statements": ["Patients are not known."],
+        "results": [
+            entry("mine", "published", 0.5),
+            entry("mine", "standardized", 0.6),
+            entry("mine", "standardized", 0.4, 0.1),
+            entry("untrained", "standardized", 0.55),
+            entry("untrained", "standardized", 0.35, 0.1),
+        ],
+        "comparisons": [difference("untrained", 0.05, 0.06), difference("b", 0.1, 0.05), difference("c", -0.2, 0.1)],
     }
-    result = run(images=images, labels=labels, encoders=encoders, ordinal=False)
-    before = copy.deepcopy(result)
-    lines = format_table(result).splitlines()
-    assert "top10" in lines[4]
-    assert max(len(line) for line in lines[:-4]) <= 100
-    assert any(line.startswith("untrained, mean of 3") for line in lines)
-    assert result == before
+    assert format_table(result).splitlines() == [
+        "data: 10 labelled images, 2 classes, 2 grouped folds x 1, seed 0; 3 unlabelled left out",
+        "qwk with its 95 % interval; the others without",
+        "",
+        "Linear, as published (raw representation, C = 1)",
+        "                            qwk   sens@90",
+        "mine       0.500 [0.450, 0.550]         -",
+        "",
+        "Linear, standardized (C chosen inside the training folds)",
+        "                            qwk   sens@90",
+        "mine       0.600 [0.550, 0.650]         -",
+        "untrained  0.550 [0.500, 0.600]         -",
+        "",
+        "  qwk by share of the training labels",
+        "               10 %     100 %",
+        "mine          0.400     0.600",
+        "untrained     0.350     0.550",
+        "",
+        "Differences in qwk on the same folds, with 95 % intervals: "
+        "Linear, standardized (C chosen inside the training folds)",
+        "  mine against",
+        "    untrained  +0.050 [-0.010, +0.110]  no clear difference",
+        "    b          +0.100 [+0.050, +0.150]  better",
+        "    c          -0.200 [-0.300, -0.100]  worse",
+        "",
+        "To keep in mind:",
+        "  - Patients are not known.",
+    ]

@@ -33,7 +33,7 @@ from conrec_monai.networks.utils import load_encoder, load_model, read_checkpoin
 from conrec_monai.optimizers import build_optimizer, build_schedule
 from conrec_monai.transforms import TwoViews
 
-PREPROCESSING = {"image_size": 32, "resize": "squash"}
+PREPROCESSING = {"image_size": 32, "resize": "squash", "field_of_view": None}
 SETTINGS = {"image_size": 32, "features": [4, 8], "seed": 0, "schedule": "warmup_cosine", "max_epochs": 3}
 EPOCH = 5  # iterations: 40 images in batches of 8
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

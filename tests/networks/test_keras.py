@@ -226,7 +226,11 @@ def test_published_checkpoints(oracles, name, tmp_path):
         "projection_dim": config["projection_dim"],
         "projection_layers": config["projection_layers"],
     }
-    assert read_checkpoint(target)["preprocessing"] == {"image_size": config["size"], "resize": "squash"}
+    assert read_checkpoint(target)["preprocessing"] == {
+        "image_size": config["size"],
+        "resize": "squash",
+        "field_of_view": None,
+    }
     x = torch.tensor(z["x"])
     for model in (network, load_model(target)):
         assert not model.training

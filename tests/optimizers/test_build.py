@@ -129,3 +129,53 @@ def test_values_out_of_range(name: str, network: nn.Module) -> None:
         build_optimizer(name, network, -0.1)
     with pytest.raises(ValueError, match="-1"):
         build_optimizer(name, network, 0.1, weight_decay=-1)
+
+
+def classifier(freeze: bool = False) -> nn.ModuleDict:
+    parts = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "head": nn.Linear(3, 4)})
+    parts["encoder"].requires_grad_(not freeze)
+    return parts
+
+
+def shapes(group: dict) -> list[tuple[int, ...]]:
+    return [tuple(p.shape) for p in group["params"]]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_head_has_no_decay_and_a_rate_of_its_own(name: str) -> None:
+    *others, head = build_optimizer(
+        name, classifier(), 0.1, weight_decay=0.05, head="head", head_learning_rate=0.4
+    ).param_groups
+    assert shapes(head) == [(4, 3), (4,)] and (head["lr"], head["weight_decay"]) == (0.4, 0.0)
+    assert [group["lr"] for group in others] == [0.1] * len(others) and others[0]["weight_decay"] == 0.05
+    if name == "lars":
+        assert [shapes(group) for group in others] == [[(3, 2)], [(3,)] * 3]
+        assert head["trust_coefficient"] is None and others[1]["trust_coefficient"] is None
+    else:
+        assert [shapes(group) for group in others] == [[(3, 2), (3,), (3,), (3,)]]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_head_of_a_frozen_encoder_is_all(name: str) -> None:
+    (group,) = build_optimizer(name, classifier(freeze=True), 0.1, head="head").param_groups
+    assert shapes(group) == [(4, 3), (4,)] and (group["lr"], group["weight_decay"]) == (0.1, 0.0)
+
+
+def test_schedule_keeps_the_ratio_of_the_rates() -> None:
+    optimizer = build_optimizer("adam", classifier(), 0.1, head="head", head_learning_rate=0.4)
+    schedule = build_schedule("warmup_cosine", optimizer, 4, 5)
+    for _ in range(6):
+        optimizer.step()
+        schedule.step()
+    encoder, head = (group["lr"] for group in optimizer.param_groups)
+    assert 0 < encoder < 0.1 and head == pytest.approx(4 * encoder)
+
+
+@pytest.mark.parametrize("name", ["lars", "adam"])
+def test_head_errors(name: str) -> None:
+    with pytest.raises(ValueError, match="no parameter of ModuleDict is named 'tail' or 'tail\\.\\*'"):
+        build_optimizer(name, classifier(), 0.1, head="tail")
+    with pytest.raises(ValueError, match="head_learning_rate 0.2 needs head"):
+        build_optimizer(name, classifier(), 0.1, head_learning_rate=0.2)
+    with pytest.raises(ValueError, match="ModuleDict has no parameter that needs a gradient"):
+        build_optimizer(name, classifier().requires_grad_(False), 0.1)
