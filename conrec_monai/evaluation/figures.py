@@ -120,8 +120,9 @@ def plain_text(text: Any) -> str:
 
 
 def _short(text: str, length: int = 24) -> str:
-    text = plain_text(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """A name that fits a chart: what stands at its end, such as a seed, often tells it from others."""
+    text, head = plain_text(text), length // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 @contextmanager
@@ -219,7 +220,7 @@ def interval_chart(values: Sequence[Interval], metric: str) -> Any:
             axes.plot(
                 [value.mean], [row], marker, markersize=6, color=color, markerfacecolor=color if filled else "white"
             )
-        axes.set_yticks(range(len(values)), [_short(v.name, 30) for v in values], color=INK)
+        axes.set_yticks(range(len(values)), [_short(v.name, 36) for v in values], color=INK)
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.set_xlabel(f"{metric}, mean with 95 % interval")
         axes.grid(axis="x")
@@ -279,7 +280,10 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Any:
         axes = figure.subplots()
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         colors = LinearSegmentedColormap.from_list("accent", ["#ffffff", "#b9d6e8", ACCENT, "#003a5e"])
-        axes.imshow(shares, cmap=colors, vmin=0, vmax=1, interpolation="none")
+        edges = np.arange(size + 1) - 0.5
+        axes.pcolormesh(edges, edges, shares, cmap=colors, vmin=0, vmax=1, linewidth=0)  # stays a drawing in SVG
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
         axes.tick_params(length=0)
@@ -401,6 +405,8 @@ def line_chart(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], tit
         figure = _figure(2.7)
         axes = figure.subplots()
         for i, (name, (x, y)) in enumerate(lines.items()):
+            if not len(x):  # a model keeps its color in all charts
+                continue
             color, marker = MODEL_COLORS[i % len(MODEL_COLORS)], MARKERS[i % len(MARKERS)]
             axes.plot(
                 x, y, color=color, linewidth=1.7, marker=marker if len(x) <= 40 else None, markersize=4,
@@ -424,7 +430,7 @@ def photographs(columns: Sequence[tuple[str, Tensor]], rows: Sequence[str] = ())
     """
     with _style():
         count = len(columns[0][1])
-        left = 0.0 if not rows else 0.42 + 0.062 * max(len(_short(row, 16)) for row in rows)
+        left = 0.0 if not rows else 0.42 + 0.062 * max(len(_short(row, 20)) for row in rows)
         side = (WIDTH - left) / len(columns)
         figure = _figure(side * count + 0.3)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0.0, wspace=0.0)
@@ -441,5 +447,5 @@ def photographs(columns: Sequence[tuple[str, Tensor]], rows: Sequence[str] = ())
                 if row == 0:
                     axes.set_title(title, color=SOFT, fontsize=9, pad=3)
                 if column == 0 and rows:
-                    axes.set_ylabel(_short(rows[row], 16), rotation=0, ha="right", va="center", color=INK)
+                    axes.set_ylabel(_short(rows[row], 20), rotation=0, ha="right", va="center", color=INK)
         return figure

@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from .folds import Folds, make_folds
+from .metrics import METRICS, metric_names
 from .predictions import FoldPrediction, Predictions, grades_from_probabilities
 
 __all__ = ["cumulative_labels", "linear_evaluation", "linear_predictions"]
@@ -31,7 +31,6 @@ Protocol = Literal["diabetic", "categorical"]
 
 C_GRID = tuple(10.0**exponent for exponent in range(-4, 2))
 INNER_FOLDS = 3
-TOP_K = (1, 3, 5, 10)
 
 
 def cumulative_labels(grades: np.ndarray, num_classes: int) -> np.ndarray:
@@ -266,17 +265,7 @@ def _score(
     labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, protocol: Protocol
 ) -> dict[str, float]:
     """The published metrics of the protocol; the first one is the one that chooses C."""
-    if protocol == "diabetic":
-        return {
-            "qwk": _quadratic_weighted_kappa(labels, predicted),
-            "accuracy": float((predicted == labels).mean()),
-        }
-    num_classes = probabilities.shape[1]
-    hits = np.argsort(-probabilities, axis=1, kind="stable") == labels[:, None]
-    return {f"top{k}": float(hits[:, :k].any(axis=1).mean()) for k in TOP_K if k < num_classes}
-
-
-def _quadratic_weighted_kappa(labels: np.ndarray, grades: np.ndarray) -> float:
-    if (labels == labels[0]).all() and (grades == labels[0]).all():
-        return 0.0
-    return float(cohen_kappa_score(labels, grades, weights="quadratic"))
+    names = ["qwk", "accuracy"]
+    if protocol == "categorical":
+        names = [name for name in metric_names(False, probabilities.shape[1]) if name.startswith("top")]
+    return {name: METRICS[name](labels, predicted, probabilities) for name in names}

@@ -1029,16 +1029,16 @@ def _training(evaluations: Sequence[_Evaluation], figures: _Figures) -> str:
             notes.append(f"{name}: {path} is damaged.")
     charts = []
     for column, title in CURVES.items():
-        lines = {}
+        lines: dict[str, tuple[list[float], list[float]]] = {}
         for name, rows in rows_of.items():
             points = [(row["epoch"], _float(row.get(column))) for row in rows]
             points = [(x, y) for x, y in points if y is not None]
             # Without decoder the reconstruction loss is 0 throughout: nothing to see.
-            if len(points) > 1 and any(y for _, y in points):
-                lines[name] = ([x for x, _ in points], [y for _, y in points if y is not None])
-        if not lines:
+            seen = len(points) > 1 and any(y for _, y in points)
+            lines[name] = ([x for x, _ in points], [y for _, y in points if y is not None]) if seen else ([], [])
+        if not any(x for x, _ in lines.values()):
             continue
-        ends = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in lines.items())
+        ends = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in lines.items() if y)
         charts.append(
             figures.add(
                 draw.line_chart(lines, title),
@@ -1227,7 +1227,8 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    text = f"{value:+.3f}"
+    return "+0.000" if text == "-0.000" else text.replace("-", "−")
 
 
 def _span(interval: Sequence[float | None]) -> str:
@@ -1338,8 +1339,9 @@ thead th { color: var(--soft); font-weight: 500; border-bottom: 2px solid var(--
   line-height: 1.3; }
 tbody th { font-weight: 500; background: #fff; }
 table.scores tbody th[scope=row], table.scores thead th:first-child { position: sticky; left: 0; background: #fff;
-  min-width: 8rem; max-width: 15rem; overflow-wrap: anywhere; }
-table.text td { overflow-wrap: anywhere; }
+  min-width: 11rem; max-width: 15rem; overflow-wrap: anywhere; }
+table.text td { overflow-wrap: break-word; }
+table.text code { overflow-wrap: anywhere; }
 tbody tr + tr th, tbody tr + tr td { border-top: 1px solid var(--rule); }
 tr.kind th { color: var(--accent); font-weight: 600; font-size: .8rem; padding-top: 1.1rem; letter-spacing: .01em; }
 tr.kind span { position: sticky; left: .8rem; }

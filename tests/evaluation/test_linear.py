@@ -96,7 +96,7 @@ def test_top_k_by_hand() -> None:
     from conrec_monai.evaluation.linear import _score
 
     probabilities = np.array([[0.4, 0.3, 0.2, 0.1]] * 4)
-    scores = _score(np.arange(4), np.zeros(4), probabilities, "categorical")
+    scores = _score(np.arange(4), np.zeros(4, int), probabilities, "categorical")
     assert scores == {"top1": 0.25, "top3": 0.75}
     assert list(_score(np.arange(4), np.arange(4), np.eye(12)[:4], "categorical")) == ["top1", "top3", "top5", "top10"]
 
