@@ -19,14 +19,29 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "conrec_pretraining"
 
 
+def documented(section: str) -> dict[str, str]:
+    """Keys and defaults of the table in a section of the bundle's page."""
+    text = (BUNDLE / "docs" / "README.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+
+
 def test_every_setting_is_documented_with_its_default():
     config = json.loads((BUNDLE / "configs" / "train.json").read_text())
     settings = {k for k in config["settings"] if not k.startswith("_") and k not in ("function", "device")}
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (BUNDLE / "docs" / "README.md").read_text(), re.MULTILINE))
+    rows = documented("Train")
     assert settings == set(rows)
     words = {"resize", "pooling", "optimizer", "schedule", "on_error"}
     for name in settings - {"dataset_dir", "output_dir", "in_channels"}:
         assert (rows[name] if name in words else json.loads(rows[name])) == config[name], name
+
+
+def test_every_setting_of_the_evaluation_is_documented_with_its_default():
+    config = json.loads((BUNDLE / "configs" / "evaluate.json").read_text())
+    rows = documented("Evaluate")
+    settings = set(config["evaluation"]) - {"_target_", "function", "output_dir"}
+    assert set(rows) == settings - {"device"}
+    for name in settings - {"checkpoint", "dataset_dir", "device"}:
+        assert (rows[name] if name == "on_error" else json.loads(rows[name])) == config[name], name
 
 
 def test_metadata_fits_the_tested_versions():
