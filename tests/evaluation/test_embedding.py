@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from conrec_monai.evaluation import central_part, embed
+from conrec_monai.evaluation import central_part, embed, embed_levels
+from conrec_monai.networks.nets import ConRecEncoder, DenseNetEncoder
 
 
 class ChannelMean(nn.Module):
@@ -95,3 +96,15 @@ def test_mistakes_are_named() -> None:
         embed(Broken("map"), images())
     with pytest.raises(ValueError, match="representation of 1 of 5 images is not finite, first: 3"):
         embed(Broken("nan"), images())
+
+
+def test_levels_by_hand() -> None:
+    encoder = ConRecEncoder(3, (4, 8), "average").eval()
+    x = images(5)
+    maps = encoder.features(x.float() / 255)
+    expected = [m.mean(dim=(2, 3)) for m in maps] + [m.flatten(2).max(dim=2).values for m in maps]
+    result = embed_levels(encoder, x, batch_size=2)
+    assert result.dtype == np.float32 and result.shape == (5, 24)
+    np.testing.assert_allclose(result, torch.cat(expected, dim=1).detach().numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="a DenseNetEncoder gives no feature maps of levels"):
+        embed_levels(DenseNetEncoder(), x)

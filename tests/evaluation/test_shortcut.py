@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conrec_monai.evaluation import linear_evaluation, make_folds, shortcut_features
+from conrec_monai.evaluation import color_features, linear_evaluation, make_folds, shortcut_features
 
 
 def test_by_hand_at_64_pixels() -> None:
@@ -47,6 +47,15 @@ def test_black_image_and_one_channel() -> None:
     features = shortcut_features(torch.zeros(2, 1, 30, 40, dtype=torch.uint8))
     assert features.shape == (2, 258)
     assert (features == 0).all()
+
+
+def test_color_alone() -> None:
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    images[0, 0, :, :32] = 255  # half of the field of view is bright in the first channel ...
+    images[0, 1, :, :] = 51  # ... all of it in the second
+    expected = [[0.5, 0.2, 0, 0.5, 0, 0], [0] * 6]
+    np.testing.assert_allclose(color_features(images), expected, atol=1e-6)
+    np.testing.assert_array_equal(color_features(images), shortcut_features(images)[:, -6:])
 
 
 def test_large_images_are_averaged_to_64_pixels_first() -> None:

@@ -371,6 +371,21 @@ def test_other_images_are_refused(images: CachedImages, tmp_path: Path) -> None:
         )
 
 
+def test_what_the_run_saw_is_written_down(images: CachedImages, tmp_path: Path) -> None:
+    trainer = make_run(images, tmp_path, max_epochs=1)
+    items = [{"id": name} for name in images.ids]
+    handler = RunCheckpoint(
+        tmp_path, trainer.network, PREPROCESSING, SETTINGS, data=items, hashes=lambda: images.hashes
+    )
+    trainer.state.iteration, trainer.state.epoch_length = 2 * EPOCH + 1, EPOCH
+    handler.save(trainer)
+    handler._finish(trainer)
+    for name in ("checkpoint.pt", "encoder.pt"):
+        pretraining = torch.load(tmp_path / name, weights_only=True)["pretraining"]
+        assert pretraining["settings"] == SETTINGS and pretraining["epoch"] == 2
+        assert torch.equal(pretraining["images"], images.hashes.unique())
+
+
 def test_weights_of_another_network(images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path) -> None:
     content = torch.load(whole[1] / "checkpoint.pt", weights_only=True)
     content["training"]["settings"]["features"] = [4, 16]
