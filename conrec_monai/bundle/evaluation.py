@@ -172,7 +172,6 @@ def evaluate_checkpoints(
     crop = datalist.info.center_crop if center_crop is None else center_crop
     decoded = _Decoded(datalist, test, classes, crop, num_workers, on_error, field_of_view, output)
     candidates, statements = _candidates(loaded, decoded, untrained_seeds, protocols)
-    first = decoded.sets[0]
     labelled = np.flatnonzero(decoded.labels >= 0)
     labels, ids = decoded.labels[labelled], [decoded.ids[i] for i in labelled]
     for candidate in candidates:
@@ -187,7 +186,9 @@ def evaluate_checkpoints(
     else:
         plan = plan_folds(labels, groups, splits, n_folds, repeats, seed)
     plan.save(output / "folds.json", ids)
-    statements += _data_statements(plan, labels, found, group_duplicates, declared, first)
+    # Grades are of patients; other classes have none.
+    patients_unknown = datalist.info.ordinal and all(group is None for group in declared)
+    statements += _data_statements(plan, labels, found, group_duplicates, patients_unknown)
     for candidate, entry in zip(candidates, [c.about for c in candidates], strict=True):
         statements += _pretraining_statements(candidate.name, entry, decoded, plan, labelled)
 
@@ -219,6 +220,7 @@ def evaluate_checkpoints(
             "section": section,
             "name": datalist.info.name,
             "source": datalist.info.source,
+            "keys": {name: value for name, value in keys.items() if value is not None},
             "test_path": None if test_dir is None else str(test_dir),
             "test_section": test_section,
             "labelled": len(labels),
@@ -556,24 +558,23 @@ def _data_statements(
     labels: np.ndarray,
     found: Sequence[Sequence[int]],
     searched: bool,
-    declared: Sequence[Any],
-    images: CachedImages,
+    patients_unknown: bool,
 ) -> list[str]:
     statements = []
     if not searched:
         statements.append("Duplicates were not searched for: copies of an image may lie on both sides of a fold.")
     elif found:
         conflicting = sum(len({int(labels[i]) for i in group}) > 1 for group in found)
+        groups = "1 group" if len(found) == 1 else f"{len(found)} groups"
         statements.append(
-            f"{sum(map(len, found))} of {len(labels)} images are in {len(found)} groups of duplicates, each kept on one"
-            f" side of every fold; in {conflicting} of the groups the labels differ."
+            f"{sum(map(len, found))} of {len(labels)} images are in {groups} of duplicates, kept on one side of every"
+            f" fold; the labels differ in {conflicting or 'none'} of them."
         )
     if plan.left_out:
-        statements.append(
-            f"{plan.left_out} training images were left out: a copy, or another of their patient, is in the test part."
-        )
-    if all(group is None for group in declared):
-        statements.append("Patients are not known: both eyes of one may lie on different sides of a fold.")
+        what = "1 training image was" if plan.left_out == 1 else f"{plan.left_out} training images were"
+        statements.append(f"{what} left out: a copy, or another one of the patient, is in the test part.")
+    if patients_unknown:
+        statements.append("Patients are not known: the eyes of one may lie on both sides of a fold.")
     return statements
 
 

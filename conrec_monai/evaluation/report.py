@@ -290,7 +290,7 @@ def _load_data(folder: Path, result: Mapping[str, Any], place: Any, keys: Mappin
     except (KeyError, TypeError, ValueError, IndexError):
         raise ValueError(f"{folder / 'folds.json'} is no file of folds.") from None
     about, names = result["dataset"], [entry["name"] for entry in result["classes"]]
-    train = load_datalist(place, about["section"], on_error="skip", **keys)
+    train = load_datalist(place, about["section"], on_error="skip", **{**about.get("keys", {}), **keys})
     by_id = {str(item["id"]): item for item in train}
     if about["test_path"] is not None:
         test = load_datalist(about["test_path"], about["test_section"], on_error="skip")
