@@ -51,12 +51,13 @@ format: $(VENV)/installed
 
 # docs/results/table1.md and figure3.md; see experiments/README.md. Both go on where they were stopped.
 #   make table1 PRESET=cpu|gpu DATA=../data RESULTS=output/table1 [COLUMNS="aptos flowers"] [ROWS="conrec"] [EPOCHS=100]
-#     [DENSENET=densenet121-a639ec97.pth]
+#     [SUPERVISED_EPOCHS=10] [DENSENET=densenet121-a639ec97.pth]
 table1 figure3: RESULTS ?= output/table1
 table1 figure3: $(VENV)/installed
 	$(BIN)/python experiments/$@.py --preset $(PRESET) --data "$(DATA)" --results "$(RESULTS)" \
 	  $(if $(COLUMNS),--columns $(COLUMNS)) $(if $(ROWS),--rows $(ROWS)) \
-	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) \
+	  $(if $(SUPERVISED_EPOCHS),--supervised-epochs $(SUPERVISED_EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
 
 # docs/results/aptos_64px.md: 16 epochs on APTOS 2019 at 64 px; DATA holds the folder aptos2019. Resumes where it stopped.
 aptos-64px: RESULTS ?= output/aptos_64px

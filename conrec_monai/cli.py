@@ -353,7 +353,14 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     if options.fine_tuning is not None:
         given["fine_tuning"] = dict(_assignment(text) for text in options.fine_tuning)
     try:
-        evaluate_checkpoints(options.checkpoint, options.dataset, options.output, test_dir=options.test, **given)
+        evaluate_checkpoints(
+            options.checkpoint,
+            options.dataset,
+            options.output,
+            test_dir=options.test,
+            command=shlex.join(["conrec-monai", *sys.argv[1:]]),
+            **given,
+        )
     except KeyboardInterrupt:
         logging.getLogger("conrec_monai").info("What is computed is kept; the same command goes on from here.")
         raise

@@ -260,6 +260,7 @@ class Lab:
         densenet: file of the ImageNet weights; by default the one that torch.hub keeps, where it has one.
         command: that started it, to be written down.
         progress: prints a line.
+        supervised_epochs: of all supervised trainings, in place of those of the preset.
 
     Raises:
         ValueError, FileNotFoundError: when an argument cannot be used.
@@ -274,15 +275,18 @@ class Lab:
         densenet: str | os.PathLike | None = None,
         command: str = "",
         progress: Callable[[str], None] = print,
+        supervised_epochs: int | None = None,
     ) -> None:
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}.")
+        for name, number in (("epochs", epochs), ("supervised_epochs", supervised_epochs)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}.")
         if densenet is not None and not Path(densenet).is_file():
             raise FileNotFoundError(f"no ImageNet weights at {densenet}: no such file.")
         cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
         self.densenet = Path(densenet) if densenet is not None else cached if cached.is_file() else None
         self.preset, self.data, self.results = preset, Path(data), Path(results)
         self.epochs, self.command, self.progress = epochs, command, progress
+        self.supervised_epochs = supervised_epochs
         self.results.mkdir(parents=True, exist_ok=True)
 
     # --- what there is -----------------------------------------------------------------------------------------------
@@ -335,6 +339,11 @@ class Lab:
     def max_epochs(self, column: Column) -> int:
         """Epochs of the pretraining."""
         return self.epochs or self.preset.epochs[column.source]
+
+    def fine_tuning(self, column: Column, row: Row) -> dict[str, Any]:
+        """What differs from the publication's settings in the supervised training of a row."""
+        changes = dict(self.preset.supervised[row.key][column.source])
+        return changes if self.supervised_epochs is None else {**changes, "epochs": self.supervised_epochs}
 
     def _options(self, column: Column, row: Row) -> dict[str, Any]:
         return {
@@ -442,18 +451,21 @@ class Lab:
         return command
 
     def _key(self, checkpoints: Mapping[str, Path], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """All that the numbers of an evaluation depend on."""
+        """All that the numbers of an evaluation depend on; given folds are compared by themselves, with those used."""
         key = {**arguments, "images": _facts(arguments["dataset"]).images}
+        key.pop("folds", None)
         if "densenet" in key:
             key["densenet"] = _sha256(Path(key["densenet"]))
         key["checkpoints"] = {name: _sha256(path) for name, path in checkpoints.items()}
         return json.loads(json.dumps(key))
 
     def evaluated(self, folder: Path, checkpoints: Mapping[str, Path], arguments: Mapping[str, Any]) -> bool:
-        """Whether this very evaluation is complete."""
+        """Whether this very evaluation is complete, on the folds that are given, if any."""
         job = read_json(folder / "job.json") or {}
         complete = job.get("done") and (folder / "metrics.json").is_file()
-        return bool(complete and job.get("key") == self._key(checkpoints, arguments))
+        if not complete or job.get("key") != self._key(checkpoints, arguments):
+            return False
+        return "folds" not in arguments or read_json(folder / "folds.json") == read_json(Path(arguments["folds"]))
 
     def evaluate(self, folder: Path, checkpoints: Mapping[str, Path], arguments: Mapping[str, Any]) -> None:
         """Evaluates encoders; what an interrupted evaluation computed is used again.
@@ -638,6 +650,12 @@ def command_line(
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="of every pretraining (default: those of the preset)")
     parser.add_argument(
+        "--supervised-epochs",
+        type=int,
+        metavar="N",
+        help="of every supervised training (default: those of the preset)",
+    )
+    parser.add_argument(
         "--densenet", metavar="FILE", help=f"ImageNet weights, {WEIGHTS} of torchvision; nothing is downloaded"
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -657,6 +675,7 @@ def command_line(
             options.densenet,
             shlex.join(["python", f"experiments/{name}.py", *given]),
             lambda line: print(line, flush=True),
+            options.supervised_epochs,
         )
         if options.preset == "gpu" and not torch.cuda.is_available():
             lab.progress("Warning: no GPU is found; on a CPU the preset gpu takes weeks.")

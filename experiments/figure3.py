@@ -120,6 +120,7 @@ def summarize(lab: Lab) -> dict[str, Any]:
                 "dataset": metrics["dataset"],
                 "folds": metrics["folds"],
                 "curves": _curves(metrics),
+                "train_images": _train_images(metrics),
                 "statements": metrics["statements"],
                 "jobs": [*pretraining, evaluation],
             }
@@ -164,6 +165,12 @@ def _curves(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         if points:
             curves.append({"name": name, "models": models, "points": points})
     return curves
+
+
+def _train_images(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The mean number of training images of each share; empty for an evaluation that did not record it."""
+    found = {e["fraction"]: e["train_images"] for e in metrics["results"] if e.get("train_images") is not None}
+    return [{"fraction": fraction, "mean": found[fraction]} for fraction in sorted(found)]
 
 
 def draw(summary: Mapping[str, Any]) -> Any:
@@ -245,13 +252,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "![scores over the share of the training labels](figure3.png)",
         "",
         "*Standardized linear model on the frozen representation, fitted on a share of the training labels (stratified,"
-        f" {summary['repeats']} draws of each share per fold, one image per class at least), scored on all test images."
-        " Bands: 95 % intervals, from a bootstrap over groups of images. Untrained encoders: mean of the seeds of"
+        f" {summary['repeats']} draws of each share per fold, one image per class at least, so that in small sets the"
+        " smallest shares can be the same images), scored on all test images. Bands: 95 % intervals, from a bootstrap"
+        " over groups of test images; they do not cover the draw of the labels, as the draws of a fold are averaged, nor"
+        " another pretraining. Untrained encoders: mean of the seeds of"
         " ConRec's architecture with random weights, the band from the lowest to the highest of their intervals.*",
         "",
         "APTOS, normalized: the same encoders, pretrained on the raw photographs, on images whose field of view is"
-        " normalized. The shortcut baseline knows the shape of the field of view and the mean color, the color baseline"
-        " mean and deviation of each color; neither sees any content.",
+        " normalized. The shortcut baseline knows the shape of the field of view, and mean and deviation of each color"
+        " channel, the color baseline only the latter; neither sees any content.",
         "",
     ]
     for panel in summary["panels"]:
@@ -261,6 +270,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
             continue
         lines += [f"{SCORES.get(panel['metric'], panel['metric']).capitalize()} x 100.", ""]
         lines += [f"| model | {' | '.join(shares)} |", "|---" * (len(shares) + 1) + "|"]
+        if panel.get("train_images"):
+            numbers = {number["fraction"]: f"*{number['mean']:.0f}*" for number in panel["train_images"]}
+            fractions = summary["fractions"]
+            lines.append(f"| *training images, mean* | {' | '.join(numbers.get(f, '') for f in fractions)} |")
         for curve in panel["curves"]:
             cells = {point["fraction"]: _point(point) for point in curve["points"]}
             lines.append(f"| {curve['name']} | {' | '.join(cells.get(f, '') for f in summary['fractions'])} |")

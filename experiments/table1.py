@@ -49,6 +49,9 @@ BLOCKS = (
     ("Linear model on all levels of the encoder", "levels", None),
     ("20 nearest neighbors", "knn", None),
 )
+# What is shown of a pretraining, beside its epochs, and of a supervised training.
+PRETRAINING = ("image_size", "features", "batch_size", "optimizer", "learning_rate", "schedule", "alpha", "seed")
+SUPERVISED = ("optimizer", "learning_rate", "batch_size", "epochs")
 METRICS = {"qwk": "quadratic weighted kappa x 100", "top1": "top-1 accuracy in %"}
 
 
@@ -132,21 +135,30 @@ def _names(folder: Path, kind: str, architecture: str = "") -> list[str]:
 
 
 def _supervised_job(lab: Lab, column: Column, row: Row) -> Job:
-    folder = lab.evaluation(column, row.key)
-    changes = lab.preset.supervised[row.key][column.source]
-    arguments = lab.arguments(column, protocols=["supervised"], fine_tuning=changes or None, untrained_seeds=[])
+    folder, frozen = lab.evaluation(column, row.key), lab.evaluation(column, "frozen")
+
+    def arguments() -> dict[str, Any]:
+        # Known once the frozen encoders are scored: then both have the same folds by construction.
+        ready = (read_json(frozen / "job.json") or {}).get("done") and (frozen / "folds.json").is_file()
+        return lab.arguments(
+            column,
+            protocols=["supervised"],
+            fine_tuning=lab.fine_tuning(column, row) or None,
+            untrained_seeds=[],
+            folds=str(frozen / "folds.json") if ready else None,
+        )
 
     def checkpoints() -> dict[str, Path]:
         return {row.title: lab.architecture(column, row)}
 
     def done() -> bool:
-        complete = lab.evaluated(folder, checkpoints(), arguments)
+        complete = lab.evaluated(folder, checkpoints(), arguments())
         if complete:
             write()
         return complete
 
     def work() -> None:
-        lab.evaluate(folder, checkpoints(), arguments)
+        lab.evaluate(folder, checkpoints(), arguments())
         write()
 
     def write() -> None:
@@ -249,8 +261,10 @@ def summarize(lab: Lab) -> dict[str, Any]:
     differences: dict[str, Any] = {}
     statements: dict[str, list[str]] = {}
     jobs: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
     for column in COLUMNS:
         cells[column.key] = {}
+        untrained: dict[str, str] = {}
         said: dict[str, None] = {}
         for key, title in [*((row.key, row.title) for row in ROWS), *REFERENCES]:
             cell = _read_cell(lab, column, key)
@@ -261,6 +275,10 @@ def summarize(lab: Lab) -> dict[str, Any]:
             cells[column.key][key] = {"status": "done", "values": list(_values(cell))}
             about.setdefault(column.key, _about(cell, column))
             said.update(dict.fromkeys(cell["statements"]))
+            if recorded := _recorded(cell):
+                settings.setdefault(column.key, {})[key] = recorded
+            if key.startswith("untrained"):
+                untrained.update((entry["model"], title) for entry in cell["results"])
             for job in cell["jobs"]:
                 # An evaluation is shared by the frozen models, a pretraining by two views of the same images.
                 entry = {"column": column.key, "model": title, **{n: job[n] for n in ("job", "command", "seconds")}}
@@ -271,6 +289,9 @@ def summarize(lab: Lab) -> dict[str, Any]:
                     jobs.append(entry)
             if key == "conrec":
                 differences[column.key] = list(_differences(cell))
+        for entry in differences.get(column.key, []):
+            if entry["other"] in untrained:
+                entry["seed_of"] = untrained[entry["other"]]
         statements[column.key] = list(said)
     rows: list[dict[str, Any]] = [
         {"key": r.key, "title": r.title, "kind": r.kind, "parameters": r.parameters, "published": dict(r.published)}
@@ -281,13 +302,7 @@ def summarize(lab: Lab) -> dict[str, Any]:
         "schema": SCHEMA,
         "preset": lab.preset.name,
         "command": lab.portable(lab.command),
-        "settings": {
-            "features": list(lab.preset.features),
-            "image_size": dict(lab.preset.image_size),
-            "epochs": {column.source: lab.max_epochs(column) for column in COLUMNS},
-            "training": dict(lab.preset.training),
-            "supervised": {row: {s: dict(c) for s, c in by.items()} for row, by in lab.preset.supervised.items()},
-        },
+        "settings": settings,
         "columns": [
             {"key": c.key, "title": c.title, "source": c.source, "published_classes": c.published_classes}
             for c in COLUMNS
@@ -299,6 +314,17 @@ def summarize(lab: Lab) -> dict[str, Any]:
         "statements": statements,
         "jobs": jobs,
     }
+
+
+def _recorded(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the training of a cell's model recorded; empty where nothing was trained."""
+    for job in cell["jobs"]:
+        given = job.get("settings", {})
+        if job["job"] == "pretraining":
+            return {"epochs": job["epochs"], **{name: given[name] for name in PRETRAINING if name in given}}
+        if "supervised" in given.get("fine_tuning", {}):
+            return dict(given["fine_tuning"]["supervised"])
+    return {}
 
 
 def _values(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -346,13 +372,16 @@ def _differences(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The table as Markdown, from the content of ``table1.json``."""
-    settings, columns = summary["settings"], summary["columns"]
-    sizes = sorted(set(settings["image_size"].values()))
+    columns = summary["columns"]
+    pretrained = [s for by_row in summary["settings"].values() for s in by_row.values() if "image_size" in s]
+    sizes = sorted({entry["image_size"] for entry in pretrained})
+    features = list(dict.fromkeys("-".join(map(str, entry["features"])) for entry in pretrained))
+    described = f" at {' and '.join(map(str, sizes))} px, channels {' and '.join(features)}" if pretrained else ""
     lines = [
         f"# Table 1, preset {summary['preset']}",
         "",
         "The table of the publication ([arXiv 2104.04323](https://arxiv.org/abs/2104.04323)) with the models of this"
-        f" library at {' and '.join(map(str, sizes))} px, channels {'-'.join(map(str, settings['features']))}."
+        f" library{described}."
         " This page is written by",
         "",
         "```bash",
@@ -369,8 +398,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         " classes, other folds, no grouping of duplicates), so it stands there to compare orders, not numbers. The"
         " column *normalized* shows the same encoders, pretrained on the raw photographs, fitted and scored on images"
         " whose field of view is normalized, where its shape tells nothing; supervised models are trained on these too."
-        " The shortcut baseline knows the shape of the field of view and the mean color, the color baseline mean and"
-        " deviation of each color; neither sees any content. A score that does not beat them and the untrained"
+        " The shortcut baseline knows the shape of the field of view, and mean and deviation of each color channel, the"
+        " color baseline only the latter; neither sees any content. A score that does not beat them and the untrained"
         " encoders says nothing for a representation.",
         "",
     ]
@@ -405,7 +434,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for column in columns:
         for statement in summary["statements"].get(column["key"], []):
             lines.append(f"- {column['title']}: {statement}")
-    lines += ["", "## Settings", "", *_settings(settings), "", "## Time", "", *_times(summary)]
+    lines += ["", "## Settings", "", *_settings(summary), "", "## Time", "", *_times(summary)]
     text = "\n".join(lines)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
@@ -468,7 +497,9 @@ def _difference_section(summary: Mapping[str, Any]) -> list[str]:
         "## ConRec less the others",
         "",
         "Differences under the standardized linear model, on the same folds and the same bootstrap draws; in brackets"
-        " the paired 95 % interval.",
+        " the paired 95 % interval. Each row is one pretraining with one seed: the intervals are about the test images"
+        " only and do not cover another seed or another training; they are not corrected for the number of comparisons."
+        " Supervised rows have no paired difference.",
         "",
         f"| ConRec less | {' | '.join(column['title'] for column in shown)} |",
         "|---" * (len(shown) + 1) + "|",
@@ -482,9 +513,16 @@ def _difference_section(summary: Mapping[str, Any]) -> list[str]:
     lines += ["", "In words:", ""]
     for column in shown:
         groups: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
+        seeds: dict[str, list[str]] = {}
         for entry in differences[column["key"]]:
-            groups[_verdict(entry)].append(entry["other"])
+            if "seed_of" in entry:
+                seeds.setdefault(entry["seed_of"], []).append(_verdict(entry))
+            else:
+                groups[_verdict(entry)].append(entry["other"])
         said = [f"{verdict} {'; '.join(names)}" for verdict, names in groups.items() if names]
+        for title, verdicts in seeds.items():
+            counts = [f"{verdict} {verdicts.count(verdict)}" for verdict in groups if verdicts.count(verdict)]
+            said.append(f"{', '.join(counts)} of {len(verdicts)} {title.replace('untrained,', 'untrained encoders,')}")
         lines.append(f"- {column['title']}: ConRec is {'. It is '.join(said)}.")
     return [*lines, ""]
 
@@ -527,21 +565,42 @@ def _folds(folds: Mapping[str, Any]) -> str:
     return f"{train} in each of {folds['n']}{repeats} {folds['kind']} folds | {test}"
 
 
-def _settings(settings: Mapping[str, Any]) -> list[str]:
-    training = settings["training"]
-    shown = ", ".join(f"{name} {value}" for name, value in training.items() if not name.endswith("_every"))
+def _settings(summary: Mapping[str, Any]) -> list[str]:
+    """What the cells recorded of their trainings; where those of a column differ, a note says so."""
+    pretrained = [row["key"] for row in summary["rows"] if row["kind"] == "pretrained"]
+    supervised = [row for row in summary["rows"] if row["kind"] == "supervised"]
+    titles = {row["key"]: row["title"] for row in summary["rows"]}
+    heads = ["column", "pixels", "channels", "epochs", "other settings of the pretraining"]
+    heads += [row["title"] for row in supervised]
     lines = [
-        "Pretraining: " + (shown or "the defaults of train.json") + ", seed 0; ConRec with reconstruction and maskings,"
-        " SimCLR without. Supervised training: from random weights, the last epoch counts.",
+        "As recorded by the trainings. ConRec is pretrained with reconstruction and maskings, SimCLR without. Supervised"
+        " training: from random weights, the last epoch counts.",
         "",
-        "| set | pixels | epochs of the pretraining | supervised U-net | supervised DenseNet121 |",
-        "|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
-    for source, size in settings["image_size"].items():
-        changes = [settings["supervised"][row].get(source, {}) for row in ("unet-supervised", "densenet-supervised")]
-        told = [", ".join(f"{n} {v}" for n, v in c.items()) or "the publication's settings" for c in changes]
-        lines.append(f"| {source} | {size} | {settings['epochs'][source]} | {' | '.join(told)} |")
-    return lines
+    notes = []
+    for column in summary["columns"]:
+        recorded = summary["settings"].get(column["key"])
+        if not recorded:
+            continue
+        found: dict[str, dict[str, list[str]]] = {}
+        for key in pretrained:
+            for name, value in recorded.get(key, {}).items():
+                text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+                found.setdefault(name, {}).setdefault(text, []).append(titles[key])
+        told = {name: " or ".join(values) for name, values in found.items()}
+        others = ", ".join(f"{name} {told[name]}" for name in PRETRAINING[2:] if name in told)
+        cells = [*(told.get(name, "") for name in ("image_size", "features", "epochs")), others]
+        for row in supervised:
+            given = recorded.get(row["key"], {})
+            cells.append(", ".join(f"{name} {given[name]}" for name in SUPERVISED if name in given))
+        lines.append(f"| {column['title']} | {' | '.join(cells)} |")
+        for name, values in found.items():
+            if len(values) > 1:
+                which = "; ".join(f"{text}: {', '.join(models)}" for text, models in values.items())
+                notes.append(f"- {column['title']}: **the models differ in {name}** ({which}).")
+    return [*lines, "", *notes]
 
 
 def _times(summary: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
-from conrec_monai.data import CachedImages, Datalist
+from conrec_monai.data import CachedImages, Datalist, write_manifest
 from conrec_monai.engines import bfloat16_is_fast
 from conrec_monai.evaluation import (
     FINE_TUNED,
@@ -52,6 +52,7 @@ from conrec_monai.version import __version__
 
 __all__ = ["evaluate_checkpoints"]
 
+DUPLICATES_SIZE = 64  # pixels at which duplicates are searched for
 DEFAULT_PROTOCOLS = ("linear", "levels", "knn")
 KEYS = ("image_key", "label_key", "group_key", "split_key")
 # Of the fine-tuning, what a user may change.
@@ -123,7 +124,7 @@ def evaluate_checkpoints(
         num_workers: threads that decode.
         device: of the encoders.
         on_error: see :func:`conrec_monai.data.load_datalist`; what is left out is listed in ``skipped.csv``.
-        command: to be written down; that of the process by default.
+        command: the command line, to be written down; by default that of a bundle, or null.
         **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``, for ``dataset_dir``.
 
     Returns:
@@ -159,7 +160,9 @@ def evaluate_checkpoints(
     _check_labels(datalist, dataset_dir)
     test = None if test_dir is None else checked_datalist(test_dir, test_section, on_error)
     classes = _classes(datalist, test, dataset_dir, test_dir)
-    if test is None and folds is None:
+    if folds is not None and test is None:
+        FoldPlan.load(folds, [item["id"] for item in datalist if item["label"] is not None])
+    elif test is None:
         _check_folds_fit(datalist, n_folds, repeats, seed)
     loaded = _load(checkpoint, densenet)
     settings = {
@@ -171,13 +174,15 @@ def evaluate_checkpoints(
 
     crop = datalist.info.center_crop if center_crop is None else center_crop
     decoded = _Decoded(datalist, test, classes, crop, num_workers, on_error, field_of_view, output)
-    candidates, statements = _candidates(loaded, decoded, untrained_seeds, protocols)
+    candidates = _candidates(loaded, decoded, untrained_seeds, protocols)
+    statements = _unsure(decoded, output)
     labelled = np.flatnonzero(decoded.labels >= 0)
     labels, ids = decoded.labels[labelled], [decoded.ids[i] for i in labelled]
+    chosen = {id(c.images): c.images[torch.from_numpy(labelled)] for c in candidates}
     for candidate in candidates:
-        candidate.images = candidate.images[torch.from_numpy(labelled)]
+        candidate.images = chosen[id(candidate.images)]
     declared = [decoded.groups[i] for i in labelled]
-    found = duplicate_groups(candidates[0].images) if group_duplicates else []
+    found = duplicate_groups(decoded.for_duplicates()[torch.from_numpy(labelled)]) if group_duplicates else []
     groups = complete_groups(merge_groups(declared, found))
     splits = [decoded.splits[i] for i in labelled]
     if folds is not None:
@@ -212,9 +217,11 @@ def evaluate_checkpoints(
         store=PredictionStore(output / "predictions"),
     )
     counts = np.bincount(labels, minlength=num_classes).tolist()
+    in_test = [split == "test" for split in splits]
+    test_counts = np.bincount(labels[in_test], minlength=num_classes).tolist()
     result = {
         "schema": 2,
-        "command": command or shlex.join(["python", "-m", "conrec_monai", *sys.argv[1:]]),
+        "command": _bundle_command() if command is None else command,
         "dataset": {
             "path": str(dataset_dir),
             "section": section,
@@ -228,7 +235,10 @@ def evaluate_checkpoints(
             "groups": None if groups is None else len(np.unique(groups)),
             "duplicate_groups": len(found) if group_duplicates else None,
         },
-        "classes": [{"name": name, "count": count} for name, count in zip(classes, counts, strict=True)],
+        "classes": [
+            {"name": name, "count": count, "test_count": None if test is None else tested}
+            for name, count, tested in zip(classes, counts, test_counts, strict=True)
+        ],
         "ordinal": datalist.info.ordinal,
         "folds": {
             "kind": plan.kind if test is None else "other data set",
@@ -353,7 +363,9 @@ def _classes(train: Datalist, test: Datalist | None, train_path: Any, test_path:
         ordered, other_kind = ("grades", "classes without order")[:: 1 if train.info.ordinal else -1]
         raise ValueError(f"the labels of {train_path} are {ordered}, those of {test_path} are {other_kind}.")
     unknown = [name for name in other if name not in names]
-    if unknown or train.info.ordinal and names != other:
+    # Grades without names are numbers: the highest may be missing in the data set to test on.
+    numbered = train.info.class_names is None and test.info.class_names is None
+    if unknown or train.info.ordinal and not numbered and names != other:
         raise ValueError(
             f"the classes of {test_path} ({', '.join(other[:12])}) do not match those of {train_path}"
             f" ({', '.join(names[:12])})."
@@ -442,9 +454,10 @@ class _Decoded:
         self.field_of_view = field_of_view
         self.sets: list[CachedImages] = []
         self._images: dict[tuple, torch.Tensor] = {}
+        self.unsure: dict[str, dict[str, str]] = {}
 
-    def images(self, encoder: torch.nn.Module, preprocessing: Mapping[str, Any]) -> torch.Tensor:
-        """uint8 NCHW of both data sets, the central part, as a checkpoint's preprocessing says."""
+    def images(self, encoder: torch.nn.Module, preprocessing: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
+        """uint8 NCHW of both data sets, the central part, as a checkpoint's preprocessing says; and that in words."""
         view = self.field_of_view or preprocessing.get("field_of_view")
         config: dict[str, Any] = encoder.config  # type: ignore[assignment]
         size, channels = preprocessing["image_size"], config["in_channels"]
@@ -465,13 +478,31 @@ class _Decoded:
                 if datalist is not None
             ]
             decode(self.output, *whole)
+            self.unsure.update({entry["image"] + entry["id"]: entry for part in whole for entry in part.unsure})
             if not self.sets:
                 self.sets = whole
                 self._collect(whole)
             elif [i for part in whole for i in part.ids] != [i for part in self.sets for i in part.ids]:
                 raise ValueError("images that one checkpoint's size can be read at cannot be read at another's.")
             self._images[key] = torch.cat([central_part(part.images, size) for part in whole])
-        return self._images[key]
+        normalized = ", normalized field of view" if view else ""
+        words = f"{size} px, {preprocessing['resize']}, {'gray' if channels == 1 else 'color'}{normalized}"
+        return self._images[key], words
+
+    def for_duplicates(self) -> torch.Tensor:
+        """The whole images at one size, whatever the encoders take: groups and folds are those of the data.
+
+        Arrays that are smaller keep their size: enlarged, they would seem to show what they do not.
+        """
+        sides = [min(item["image"].shape[1:]) for part in self.sets for item in part.data if _is_array(item)]
+        size = min([DUPLICATES_SIZE, *sides])
+        parts = [
+            CachedImages(part.data, size, "squash", 3, self.num_workers, on_error=self.on_error) for part in self.sets
+        ]
+        images = torch.cat([part.images for part in parts])
+        if len(images) != len(self.ids):
+            raise ValueError("images that could be read at one size cannot be read at another.")
+        return images
 
     def _collect(self, parts: Sequence[CachedImages]) -> None:
         self.ids = [i for part in parts for i in part.ids]
@@ -487,48 +518,47 @@ class _Decoded:
             labels.append(torch.tensor([-1 if i < 0 else place[i] for i in parts[1].labels.tolist()]))
             self.groups += [None if group is None else f"test/{group}" for group in parts[1].groups]
             self.splits = [*["train"] * len(parts[0]), *["test"] * len(parts[1])]
-        elif not all(split is not None for split in self.splits):
-            self.splits = [None] * len(self.splits)
         self.labels = torch.cat(labels).numpy()
+
+
+def _is_array(item: Mapping[str, Any]) -> bool:
+    return isinstance(item["image"], np.ndarray)
 
 
 def _candidates(
     loaded: Sequence[Mapping[str, Any]], decoded: _Decoded, untrained_seeds: Sequence[int], protocols: Sequence[str]
-) -> tuple[list[Candidate], list[str]]:
+) -> list[Candidate]:
+    prepared = [decoded.images(entry["encoder"], entry["preprocessing"]) for entry in loaded]
+    several = len({words for _, words in prepared}) > 1
     candidates, untrained, random = [], [], []
-    statements: list[str] = []
-    architectures: dict[str, tuple[torch.nn.Module, torch.Tensor]] = {}
-    for entry in loaded:
-        encoder = entry["encoder"]
-        images = decoded.images(encoder, entry["preprocessing"])
-        parameters = sum(p.numel() for p in encoder.parameters())
+    architectures: dict[tuple[str, str], tuple[torch.nn.Module, torch.Tensor]] = {}
+    for entry, (images, words) in zip(loaded, prepared, strict=True):
+        encoder, view = entry["encoder"], words if several else ""
         about = {
             **entry["about"],
             "architecture": _architecture(encoder),
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
             "preprocessing": dict(entry["preprocessing"]),
             "images": entry["images"],
         }
         if entry["kind"] != "random":
-            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, about))
+            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, view, about))
         if entry["kind"] != "imagenet":
-            architectures.setdefault(_architecture(encoder), (encoder, images))
-    for name, (encoder, images) in architectures.items():
-        suffix = f" {name}" if len(architectures) > 1 else ""
-        about = {"architecture": name, "parameters": sum(p.numel() for p in encoder.parameters())}
+            architectures.setdefault((_architecture(encoder), view), (encoder, images))
+    names = {architecture for architecture, _ in architectures}
+    for (architecture, view), (encoder, images) in architectures.items():
+        suffix = (f" {architecture}" if len(names) > 1 else "") + (f", {view}" if view else "")
+        about = {"architecture": architecture, "parameters": sum(p.numel() for p in encoder.parameters())}
 
         def make(encoder: torch.nn.Module = encoder) -> torch.nn.Module:
             return untrained_like(encoder)
 
         for seed, network in untrained_encoders(make, untrained_seeds).items():
-            untrained.append(
-                Candidate(f"untrained{suffix}, seed {seed}", "untrained", network, images, {**about, "seed": seed})
-            )
+            name = f"untrained{suffix}, seed {seed}"
+            untrained.append(Candidate(name, "untrained", network, images, view, {**about, "seed": seed}))
         if "supervised" in protocols:
-            random.append(Candidate(f"random{suffix}", "random", encoder, images, about))
-    for name in [s for part in decoded.sets for s in _unsure(part)]:
-        statements.append(name)
-    return [*candidates, *untrained, *random], statements
+            random.append(Candidate(f"random{suffix}", "random", encoder, images, view, about))
+    return [*candidates, *untrained, *random]
 
 
 def _architecture(encoder: torch.nn.Module) -> str:
@@ -538,10 +568,15 @@ def _architecture(encoder: torch.nn.Module) -> str:
     return f"U-net {'-'.join(map(str, config['features']))}, {config['pooling']} pooling"
 
 
-def _unsure(images: CachedImages) -> list[str]:
-    if not images.unsure:
+def _unsure(decoded: _Decoded, output: Path) -> list[str]:
+    """What is said of images without a retina; ``unsure.csv`` lists those of all checkpoints."""
+    if not decoded.unsure:
+        (output / "unsure.csv").unlink(missing_ok=True)
         return []
-    return [f"In {len(images.unsure)} of {len(images)} images no retina was found for sure; unsure.csv lists them."]
+    write_manifest(output / "unsure.csv", decoded.unsure.values())
+    return [
+        f"In {len(decoded.unsure)} of {len(decoded.ids)} images no retina was found for sure; unsure.csv lists them."
+    ]
 
 
 def _check_groups(plan: FoldPlan, groups: np.ndarray | None, path: Any) -> None:
@@ -594,6 +629,11 @@ def _pretraining_statements(
         count = int(torch.isin(decoded.hashes[torch.from_numpy(tested)], seen).sum())
         about["transductive"] = count > 0
         about["test_images_seen"] = count
+        if not count:
+            statements.append(
+                f"{name}: none of the test images is a file of its pretraining; other encodings of the same photographs"
+                " are not recognized."
+            )
         if count:
             statements.append(
                 f"{name}: transductive, it was pretrained on {count} of the {len(tested)} test images"
@@ -609,6 +649,13 @@ def _pretraining_statements(
             " is too good."
         )
     return statements
+
+
+def _bundle_command() -> str | None:
+    """The command line of a MONAI bundle that runs in this process."""
+    if not sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")):
+        return None
+    return shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -41,6 +41,8 @@ COLOR = "color baseline"
 # What each protocol does, and with which kinds of candidates.
 PROTOCOLS = ("linear", "levels", "knn", "frozen_head", "fine_tune", "supervised")
 FINE_TUNED = ("frozen_head", "fine_tune", "supervised")
+# To be raised whenever a protocol computes other numbers than before: kept predictions are then made anew.
+PREDICTIONS = 1
 KINDS = ("checkpoint", "imagenet", "untrained", "random")
 
 
@@ -54,6 +56,8 @@ class Candidate:
             weights, frozen) or "random" (the architecture alone, for the protocol "supervised").
         encoder: from BCHW in [0, 1] to B[F].
         images: uint8 NCHW, the images as this encoder takes them.
+        view: how its images were prepared, in words, where the candidates' images differ; models are compared with
+            baselines, untrained and random ones of the same view.
         about: what is known of it, values that JSON can hold.
     """
 
@@ -61,6 +65,7 @@ class Candidate:
     kind: str
     encoder: nn.Module
     images: torch.Tensor
+    view: str = ""
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,6 +94,7 @@ class _Cell:
     fraction: float
     predictions: Predictions
     features: int | None
+    train_images: float
     file: str | None
 
 
@@ -114,8 +120,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates encoders under several protocols, all on the same folds, with intervals and paired comparisons.
 
-    Beside them stand two baselines that see no content: :func:`shortcut_features` and :func:`color_features` of the
-    images of the first candidate.
+    Beside them stand two baselines that see no content, :func:`shortcut_features` and :func:`color_features` of the
+    images, for each view of the candidates.
 
     Protocols:
 
@@ -156,14 +162,31 @@ def evaluate(
     """
     _check(candidates, labels, protocols, fractions)
     check_folds(labels, plan.folds)
+    _check_groups(plan, groups)
     fine_tuning = dict(fine_tuning or {})
-    store_key = {"labels": digest(np.asarray(labels)), "ordinal": ordinal, "classes": num_classes, "seed": seed}
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "scikit-learn": sklearn.__version__,
+        "numpy": np.__version__,
+    }
+    store_key = {
+        "predictions": PREDICTIONS,
+        "versions": {name: version for name, version in versions.items() if name != "python"},
+        "device": torch.device(device).type,
+        "labels": digest(np.asarray(labels)),
+        "ordinal": ordinal,
+        "classes": num_classes,
+        "seed": seed,
+    }
     runner = _Runner(labels, plan, ordinal, num_classes, groups, seed, batch_size, device, amp, store, progress)
     runner.common = {**store_key, "groups": None if groups is None else digest(groups)}
 
+    views = {candidate.view: candidate.images for candidate in reversed(candidates)}
     baselines = [
-        Candidate(SHORTCUT, "baseline", nn.Identity(), candidates[0].images),
-        Candidate(COLOR, "baseline", nn.Identity(), candidates[0].images),
+        Candidate(f"{name}, {view}" if view else name, "baseline", nn.Identity(), images, view)
+        for view, images in reversed(views.items())
+        for name in (SHORTCUT, COLOR)
     ]
     everyone = [*candidates, *baselines]
     jobs = [
@@ -199,6 +222,7 @@ def evaluate(
                 "variant": cell.variant,
                 "fraction": cell.fraction,
                 "features": cell.features,
+                "train_images": cell.train_images,
                 "metrics": scores,
                 "settings": cell.predictions.settings,
                 "predictions": cell.file,
@@ -210,12 +234,7 @@ def evaluate(
         "metrics": list(metric_names(ordinal, num_classes)),
         "results": _plain(results),
         "comparisons": _plain(comparisons),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions,
     }
 
 
@@ -241,6 +260,13 @@ def _check(
             raise ValueError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if not protocols or not fractions:
         raise ValueError("expected at least one protocol and one fraction")
+
+
+def _check_groups(plan: FoldPlan, groups: np.ndarray | None) -> None:
+    """The bootstrap needs two groups; known before any work."""
+    tested = np.unique(np.concatenate([test for _, test in plan.folds]))
+    if len(tested if groups is None else np.unique(groups[tested])) < 2:
+        raise ValueError(f"all {len(tested)} test images are of one group; intervals need at least 2 groups")
 
 
 def _applies(protocol: str, candidate: Candidate) -> bool:
@@ -314,7 +340,8 @@ class _Runner:
             if not self.store.path(key).is_file():
                 settings_of = {} if width is None else {"features": [width]}
                 self.store.put(key, Predictions(predictions.folds, {**predictions.settings, **settings_of}))
-        return _Cell(candidate.name, protocol, variant, fraction, predictions, width, file)
+        train_images = float(np.mean([len(train) for train, _ in folds]))
+        return _Cell(candidate.name, protocol, variant, fraction, predictions, width, train_images, file)
 
     def _identity(self, candidate: Candidate) -> str:
         """A digest of weights and images: what the numbers of a candidate depend on."""
@@ -322,7 +349,7 @@ class _Runner:
             weights = [] if candidate.kind == "random" else list(candidate.encoder.state_dict().values())
             self._identities[candidate.name] = digest(
                 *(w.detach().cpu().numpy() for w in weights),
-                candidate.name if candidate.kind == "baseline" else type(candidate.encoder).__name__,
+                candidate.name.partition(",")[0] if candidate.kind == "baseline" else type(candidate.encoder).__name__,
                 getattr(candidate.encoder, "config", None),
                 candidate.images.numpy(),
             )
@@ -332,7 +359,7 @@ class _Runner:
         key = (candidate.name, levels)
         if self._features is None or self._features[0] != key:
             if candidate.kind == "baseline":
-                baseline = shortcut_features if candidate.name == SHORTCUT else color_features
+                baseline = shortcut_features if candidate.name.startswith(SHORTCUT) else color_features
                 features = baseline(candidate.images)
             else:
                 function = embed_levels if levels else embed
@@ -384,6 +411,7 @@ def _comparisons(
 ) -> list[dict[str, Any]]:
     """Each pretrained model against all others, on the same folds, protocol by protocol."""
     kinds = {candidate.name: candidate.kind for candidate in everyone}
+    views = {candidate.name: candidate.view for candidate in everyone}
     pretrained = [candidate.name for candidate in everyone if candidate.kind in ("checkpoint", "imagenet")]
     result = []
     for i, a in enumerate(cells):
@@ -395,6 +423,8 @@ def _comparisons(
             scratch = b.protocol == "supervised" and a.protocol in ("frozen_head", "fine_tune")
             if i == j or a.fraction != b.fraction or not (same or scratch):
                 continue
+            if kinds[b.model] in ("untrained", "random", "baseline") and views[a.model] != views[b.model]:
+                continue  # other images
             if b.model in pretrained and pretrained.index(b.model) < pretrained.index(a.model):
                 continue  # the other way round it is there
             result.append(

@@ -643,13 +643,17 @@ class _Evaluation:
                     draw.label_curves(curves, metric),
                     f"label efficiency {block[0]} {block[1] or ''} {self.number if self.number > 1 else ''}",
                     f"Label efficiency: {_block_title(block)}.",
-                    f"{metric} over the share of the training labels (logarithmic); bands are 95 % intervals. Gray"
-                    " lines are untrained encoders, dashed ones baselines: a representation earns its name where"
+                    f"{metric} over the share of the training labels (logarithmic); bands are 95 % intervals over the"
+                    " test images, and do not cover the draw of the labels: the draws of a share are averaged. One"
+                    " image per class at least is kept, so the smallest shares can be the same images. Gray lines are untrained encoders, dashed ones baselines: a representation earns its name where"
                     " it stands above them with few labels.",
                     f"{metric} by share of labels. {ends}",
                 )
             )
-            heads = ["Model", *(f"{100 * share:g} %" for share in shares)]
+            numbers = {e["fraction"]: e["train_images"] for e in entries if e.get("train_images") is not None}
+            heads = ["Model"]
+            for share in shares:
+                heads.append(f"{100 * share:g} %" + (f" ({numbers[share]:.0f} images)" if share in numbers else ""))
             body = [(kind, groups[kind]) for kind in KINDS if kind in groups]
             tables.append(_table(f"{metric} by share of the labels: {_block_title(block)}", heads, body, "scores"))
         if not charts:
@@ -724,11 +728,14 @@ class _Evaluation:
     def _check_labels(self, found: Predictions, entry: Mapping[str, Any]) -> None:
         """The labels of the data set are those of the evaluation only if they give its accuracy."""
         assert self.data is not None
-        name = next((name for name in ("accuracy", "balanced_accuracy") if name in self.metrics), None)
-        if name != "accuracy" or entry["metrics"][name]["mean"] is None:
-            return
+        # The same share by two names, for grades and for classes: top1 counts the first of equally probable classes,
+        # which is the one predicted.
+        name = next((name for name in ("accuracy", "top1") if name in self.metrics), None)
+        if name is None:
+            raise ValueError("the result has neither accuracy nor top1, which would tell whether the labels are the same")
+        mean = entry["metrics"][name]["mean"]
         shares = [float((self.data.labels[fold.test] == fold.predicted).mean()) for fold in found.folds]
-        if abs(np.mean(shares) - entry["metrics"][name]["mean"]) > 1e-6:
+        if mean is None or abs(np.mean(shares) - mean) > 1e-6:
             raise ValueError("the labels of the data set do not give the accuracy of the result: they have changed")
 
     # pictures

@@ -24,7 +24,7 @@ BATCH = 256
 
 
 def shortcut_features(images: torch.Tensor | np.ndarray) -> np.ndarray:
-    """What can be known of a photograph without looking at its content: its field of view and its mean color.
+    """What can be known of a photograph without looking at its content: its field of view and its colors.
 
     The field of view is every pixel with a channel above 8 of 255. Its shape alone predicts the APTOS grades (quadratic
     weighted kappa about 0.7), because cameras differ by grade, so the score of these features is the baseline that a

@@ -69,7 +69,9 @@ def test_grades(encoder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert result["schema"] == 2 and result["command"] == "evaluate it" and result["ordinal"] is True
     assert result["dataset"]["path"] == PHANTOM and result["dataset"]["labelled"] == 40
     counts = np.bincount([item["label"] for item in load_datalist(PHANTOM)], minlength=5).tolist()
-    assert result["classes"] == [{"name": n, "count": c} for n, c in zip(DR_GRADES, counts, strict=True)]
+    assert result["classes"] == [
+        {"name": n, "count": c, "test_count": None} for n, c in zip(DR_GRADES, counts, strict=True)
+    ]
     kept = {name: result["folds"][name] for name in ("kind", "n", "repeats", "seed", "left_out", "file", "test")}
     assert kept == {
         "kind": "stratified",
@@ -128,13 +130,21 @@ def test_several_checkpoints(tmp_path: Path, few: dict[str, Any]) -> None:
         paths.append(str(tmp_path / name / "encoder.pt"))
     few = {**few, "n_folds": 2, "untrained_seeds": [0]}
     result = evaluate_checkpoints(paths, PHANTOM, tmp_path, **few)
-    names = [m["name"] for m in result["models"]]
-    assert names[:4] == [
+    # Each way to prepare the images has untrained encoders and baselines of its own, and is compared with these alone.
+    one, two = "32 px, squash, color", "24 px, squash, color"
+    assert [m["name"] for m in result["models"]] == [
         "one",
         "two",
-        "untrained U-net 4-8, attention pooling, seed 0",
-        "untrained U-net 4-8, average pooling, seed 0",
+        f"untrained U-net 4-8, attention pooling, {one}, seed 0",
+        f"untrained U-net 4-8, average pooling, {two}, seed 0",
+        f"shortcut baseline, {one}",
+        f"color baseline, {one}",
+        f"shortcut baseline, {two}",
+        f"color baseline, {two}",
     ]
+    pairs = {(c["model"], c["other"]) for c in result["comparisons"]}
+    assert ("one", "two") in pairs and ("two", f"color baseline, {two}") in pairs
+    assert not any(other.endswith(one) or f", {one}," in other for model, other in pairs if model == "two")
     by_name = evaluate_checkpoints({"A": paths[0], "B": paths[1]}, PHANTOM, tmp_path, **few)
     assert found(by_name, "B") == found(result, "two")
     same = evaluate_checkpoints([f"A={paths[0]}", f"B={paths[1]}"], PHANTOM, tmp_path, **few)
@@ -166,6 +176,30 @@ def test_dogs_see_the_central_part(tmp_path: Path, few: dict[str, Any]) -> None:
     assert found(result, "pretrained")["top1"]["folds"] == score(labels, predictions, False, 3)["top1"]["folds"]
 
 
+def test_an_official_split_with_an_image_of_none(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    class_folder(tmp_path / "data")
+    splits = ["train"] * 3 + ["test"] * 2 + [""]
+    rows = [f"class {label}/{i},{label},{splits[i]}\n" for label in range(3) for i in range(6)]
+    (tmp_path / "data.csv").write_text("image,label,split\n" + "".join(rows))
+    (tmp_path / "data.csv").rename(tmp_path / "data" / "list.csv")
+    result = evaluate_checkpoints(encoder_file, tmp_path / "data" / "list.csv", tmp_path, **few)
+    assert result["folds"]["kind"] == "official"
+    assert (result["folds"]["train"], result["folds"]["test"]) == ([9], [6])
+
+
+def test_grades_without_names_in_another_data_set(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    class_folder(tmp_path / "data", classes=4)
+    for name, classes in (("four", 4), ("three", 3)):
+        items = [{"image": f"data/class {c}/{i}.png", "label": c} for c in range(classes) for i in range(6)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"ordinal": True, "all": items}))
+    few = {**few, "test_dir": tmp_path / "three.json"}
+    result = evaluate_checkpoints(encoder_file, tmp_path / "four.json", tmp_path, **few)
+    assert [entry["test_count"] for entry in result["classes"]] == [6, 6, 6, 0]
+    few["test_dir"] = tmp_path / "four.json"
+    with pytest.raises(ValueError, match=r"four\.json \(0, 1, 2, 3\) do not match those of .*three\.json \(0, 1, 2\)"):
+        evaluate_checkpoints(encoder_file, tmp_path / "three.json", tmp_path, **few)
+
+
 def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
     other = "phantom:n=20,size=32,seed=1"
     result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, test_dir=other, **few)
@@ -186,6 +220,7 @@ def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: di
     matched = evaluate_checkpoints(encoder_file, tmp_path / "abc", tmp_path, test_dir=tmp_path / "bc", **few)
     assert found(matched, "color baseline")["top1"]["mean"] == 1
     assert [entry["count"] for entry in matched["classes"]] == [6, 12, 12]
+    assert [entry["test_count"] for entry in matched["classes"]] == [0, 6, 6]
     with pytest.raises(
         ValueError, match=r"classes of .*abc \(class 0, .*\) do not match those of .*bc \(class 1, class 2"
     ):
@@ -208,6 +243,7 @@ def test_pretraining_is_stated(tmp_path: Path, few: dict[str, Any]) -> None:
     assert model["transductive"] is True and model["test_images_seen"] == 30
     assert model["pretraining"] == {"epoch": 4, "settings": {"max_epochs": 4}}
     text, model = statements(images=hashes[:0], epoch=2, settings={"max_epochs": 4})
+    assert "other encodings of the same photographs are not recognized" in text
     assert "transductive" not in text and model["transductive"] is False
     assert "a checkpoint of epoch 2 of 4" in text
     classifier = EncoderClassifier(network, 5)
@@ -233,6 +269,11 @@ def test_duplicates_stay_on_one_side(encoder_file: Path, tmp_path: Path, few: di
     copies = [content["ids"].index(name) for name in ("class 0/0.png", "class 2/copy 0.png")]
     assert all(len({i in fold["test"] for i in copies}) == 1 for fold in content["folds"])
     few["group_duplicates"] = False
+    small = ConRecUNet(features=(4, 8)).encoder
+    save_checkpoint(tmp_path / "small.pt", small, {"image_size": 16, "resize": "pad"})
+    # The folds are those of the data, whatever the encoder takes.
+    evaluate_checkpoints(tmp_path / "small.pt", path, tmp_path / "small", **{**few, "group_duplicates": True})
+    assert (tmp_path / "small" / "folds.json").read_text() == (tmp_path / "folds.json").read_text()
     loose = evaluate_checkpoints(encoder_file, path, tmp_path / "loose", **few)
     assert loose["folds"]["kind"] == "stratified" and "Duplicates were not searched for" in loose["statements"][0]
     tight = {**few, "group_duplicates": True}

@@ -397,6 +397,7 @@ def test_evaluation(whole: tuple[Path, list[str]], tmp_path: Path) -> None:
     assert status == 0, errors
     result = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert result["dataset"]["path"] == "phantom:n=40,size=32,seed=1" and result["folds"]["n"] == 2
+    assert result["command"].startswith("python -m monai.bundle run --config_file")
     pretrained, untrained, *baselines = result["models"]
     assert pretrained["checkpoint"] == f"{path}/encoder.pt" and untrained["name"] == "untrained, seed 0"
     # Other pictures than those of the pretraining, which the checkpoint knows.

@@ -284,6 +284,8 @@ def test_mistakes_are_named() -> None:
         run(fractions=())
     with pytest.raises(ValueError, match="fraction must be in"):
         run(fractions=(0.0,))
+    with pytest.raises(ValueError, match="all 60 test images are of one group; intervals need at least 2 groups"):
+        run(plan=plan_folds(labels, None, None, 3), groups=np.zeros(60, int))
     with pytest.raises(ValueError, match="the protocol fine_tune needs its settings"):
         run(protocols=("fine_tune",))
 

@@ -57,7 +57,9 @@ def make_run(folder: Path, decoder: bool = True, pooling: str = "attention") -> 
     return folder / "encoder.pt"
 
 
-def make_result(folder: Path, encoders: dict[str, Path], fractions: tuple[float, ...] = (1.0,)) -> dict[str, Any]:
+def make_result(
+    folder: Path, encoders: dict[str, Path], fractions: tuple[float, ...] = (1.0,), ordinal: bool = True
+) -> dict[str, Any]:
     """A result as docs/evaluation.md documents it, of two official folds and made-up predictions."""
     (folder / "predictions").mkdir(parents=True)
     datalist = load_datalist(DATA)
@@ -86,7 +88,7 @@ def make_result(folder: Path, encoders: dict[str, Path], fractions: tuple[float,
     about = {"architecture": "U-net 4-8, attention pooling", "parameters": 1000, "seed": 0}
     models.append({"name": "untrained, seed 0", "kind": "untrained", **about})
     models += [{"name": f"{word} baseline", "kind": "baseline"} for word in ("shortcut", "color")]
-    names, generator = metric_names(True, 5), np.random.RandomState(0)
+    names, generator = metric_names(ordinal, 5), np.random.RandomState(0)
     results = []
     for number, model in enumerate(models):
         for protocol, variant in (("knn", None), ("linear", "standardized")):
@@ -108,7 +110,7 @@ def make_result(folder: Path, encoders: dict[str, Path], fractions: tuple[float,
                 results.append(
                     {
                         **{"model": model["name"], "protocol": protocol, "variant": variant, "fraction": fraction},
-                        **{"features": 8, "metrics": metrics, "settings": {"C": [1.0, 1.0]}, "predictions": file},
+                        **{"features": 8, "train_images": 30 * fraction, "metrics": metrics, "settings": {"C": [1.0, 1.0]}, "predictions": file},
                     }
                 )
     comparisons = []
@@ -129,7 +131,7 @@ def make_result(folder: Path, encoders: dict[str, Path], fractions: tuple[float,
             **{"test_section": None, "labelled": 60, "unlabelled": 0, "groups": None, "duplicate_groups": 0},
         },
         "classes": [{"name": n, "count": c} for n, c in zip(["No DR", "<b>Mild", "2", "3", "4"], counts, strict=True)],
-        "ordinal": True,
+        "ordinal": ordinal,
         "folds": {
             **{"kind": "stratified", "n": 2, "repeats": 1, "seed": 7, "left_out": 0, "file": "folds.json"},
             **{"train": [30, 30], "test": [30, 30]},
@@ -378,14 +380,20 @@ def test_what_is_gone_is_left_out_with_a_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_other_labels_than_the_evaluation_saw(tmp_path: Path) -> None:
-    """The right number of images of each class, but of others: the accuracy tells."""
-    result = make_result(tmp_path / "r", {"ConRec": make_run(tmp_path / "a")})
+@pytest.mark.parametrize("ordinal", [True, False])
+def test_other_labels_than_the_evaluation_saw(tmp_path: Path, ordinal: bool) -> None:
+    """The right number of images of each class, but of others: the accuracy, or top1, tells."""
+    make_result(tmp_path / "r", {"ConRec": make_run(tmp_path / "a")}, ordinal=ordinal)
+
+    def words() -> str:
+        return "".join(Page(write_report(tmp_path / "r", tmp_path / "r.html").read_text(encoding="utf-8")).words)
+
+    message = "do not give the accuracy of the result"
+    assert message not in words()
     content = json.loads((tmp_path / "r" / "folds.json").read_text())
     content["ids"] = content["ids"][1:] + content["ids"][:1]
     (tmp_path / "r" / "folds.json").write_text(json.dumps(content))
-    page = Page(write_report(tmp_path / "r", tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert "do not give the accuracy of the result" in "".join(page.words) and result
+    assert message in words()
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -148,10 +149,31 @@ def test_what_is_finished_is_not_repeated(finished: tuple[Path, list[str]], monk
 def test_another_setting_runs_again(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     results, _ = finished
     monkeypatch.setattr(common, "_run_child", never)
-    changed = {row: dict.fromkeys(common.SOURCES, {"epochs": 2}) for row in common.CPU_SUPERVISED}
-    lab = common.Lab(tiny(supervised=changed), "nowhere", results, progress=lambda line: None)
-    job = table1._supervised_job(lab, columns("circle-square")[0], rows("unet-supervised")[0])
-    assert not job.done()
+    lab = common.Lab(tiny(), "nowhere", results, progress=lambda line: None, supervised_epochs=2)
+    column, row = columns("circle-square")[0], rows("unet-supervised")[0]
+    assert lab.fine_tuning(column, row) == {"epochs": 2}
+    assert not table1._supervised_job(lab, column, row).done()
+
+
+def test_supervised_rows_have_the_folds_of_the_frozen_ones(
+    finished: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(finished[0], folder)
+    evaluations = folder / "evaluations/circle-square"
+    job = json.loads((evaluations / "unet-supervised/job.json").read_text())
+    assert f"--folds {'RESULTS'}/evaluations/circle-square/frozen/folds.json" in job["command"]
+    assert "folds" not in job["key"]  # their path says nothing
+    lab = common.Lab(tiny(), "nowhere", folder, progress=lambda line: None)
+    supervised = table1._supervised_job(lab, columns("circle-square")[0], rows("unet-supervised")[0])
+    assert supervised.done()
+    plan = json.loads((evaluations / "frozen/folds.json").read_text())
+    plan["folds"][0]["test"].reverse()
+    (evaluations / "frozen/folds.json").write_text(json.dumps(plan))
+    assert not supervised.done()
+    # Not scored before: folds of its own.
+    shutil.rmtree(evaluations / "frozen")
+    assert supervised.done()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +228,10 @@ def test_figure(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatc
     assert (results / "figure3.png").read_bytes().startswith(b"\x89PNG")
     labels = "".join(ElementTree.parse(results / "figure3.svg").getroot().itertext())
     assert "share of the training labels" in labels and "ConRec U-net" in labels and "absent" in labels
-    assert "| model | 50 % | 100 % |" in (results / "figure3.md").read_text()
+    assert panels["circle-square"]["train_images"] == [{"fraction": 0.5, "mean": 12}, {"fraction": 1.0, "mean": 24}]
+    text = (results / "figure3.md").read_text()
+    assert "| model | 50 % | 100 % |" in text and "| *training images, mean* | *12* | *24* |" in text
+    assert "do not cover the draw of the labels" in text and figure3._train_images({"results": [{}]}) == []
 
 
 # --- the table, from cells by hand ------------------------------------------------------------------------------------
@@ -227,6 +252,7 @@ def cell(key: str, results: list[dict[str, Any]], **others: Any) -> dict[str, An
     job = {
         "job": "evaluation",
         "command": "evaluate frozen",
+        "settings": {},
         "seconds": 90.0,
         "machine": {"processor": "abacus", "threads": 2},
         "versions": {"torch": "1"},
@@ -264,6 +290,8 @@ def test_markdown_of_given_cells(tmp_path: Path) -> None:
                 difference(conrec, "shortcut baseline", -0.05, [-0.08, -0.02]),
                 difference("SimCLR U-net", conrec, -0.03, [-0.05, -0.01]),  # the other way round
                 difference(conrec, "untrained, seed 0", 0.01, [-0.02, 0.04]),
+                difference(conrec, "untrained, seed 1", 0.03, [0.01, 0.05]),
+                difference(conrec, "untrained, seed 2", -0.01, [-0.02, 0.04]),
                 difference(conrec, "color baseline", 0.01, None),
             ],
             statements=["Patients are not known.", "ConRec U-net: transductive."],
@@ -301,15 +329,39 @@ def test_markdown_of_given_cells(tmp_path: Path) -> None:
     assert "| shortcut baseline | -5.0 [-8.0, -2.0] |" in less
     assert "| SimCLR U-net | +3.0 [+1.0, +5.0] |" in less
     assert (
-        "- APTOS: ConRec is ahead of SimCLR U-net. It is behind shortcut baseline. It is not told apart from untrained,"
-        " seed 0; color baseline." in less
+        "- APTOS: ConRec is ahead of SimCLR U-net. It is behind shortcut baseline. It is not told apart from color"
+        " baseline. It is ahead of 1, not told apart from 2 of 3 untrained encoders, attention pooling." in less
     )
+    assert "do not cover another seed" in less and "not corrected for the number of comparisons" in less
     kappa = "quadratic weighted kappa x 100"
     assert f"| APTOS | {kappa} | 100 | 2 of the paper's 5 | 80 to 81 in each of 5 grouped folds | 19 to 20 |" in text
     assert "- DenseNet121 (ImageNet): absent, no weights." in text and "| Flowers | not run | | | | |" in text
     assert text.count("APTOS: Patients are not known.") == 1 and "- APTOS: ConRec U-net: transductive." in text
     assert "| APTOS | evaluation of the frozen models | 1.5 |\n| APTOS | all | 1.5 |" in text  # shared: counted once
     assert "On abacus, 2 threads; torch 1." in text
+
+
+def test_settings_are_those_of_the_cells(tmp_path: Path) -> None:
+    """Whatever the command at hand would do; models that were trained differently are pointed out."""
+
+    def trained(key: str, epochs: int) -> dict[str, Any]:
+        content = cell(key, scores(key, knn=(0.5, None)))
+        given = {"image_size": 48, "features": [3, 5], "optimizer": "lars", "workers": 9}
+        content["jobs"] = [{**content["jobs"][0], "job": "pretraining", "epochs": epochs, "settings": given}]
+        return content
+
+    supervised = cell("unet-supervised", scores("random", supervised=(0.5, None)))
+    chosen = {"epochs": 7, "optimizer": "sgd", "freeze": False}
+    supervised["jobs"] = [{**supervised["jobs"][0], "settings": {"fine_tuning": {"supervised": chosen}}}]
+    cells = {"conrec": trained("conrec", 11), "simclr": trained("simclr", 12), "unet-supervised": supervised}
+    for key, content in cells.items():
+        common.write_json(tmp_path / "cells/dogs" / f"{key}.json", content)
+    lab = common.Lab(tiny(), "nowhere", tmp_path, epochs=99, supervised_epochs=98)
+    text = table1.markdown(json.loads(json.dumps(table1.summarize(lab))))
+    assert "library at 48 px, channels 3-5." in text
+    assert "| Dogs | 48 | 3-5 | 12 or 11 | optimizer lars | optimizer sgd, epochs 7 |  |" in text
+    assert "- Dogs: **the models differ in epochs** (12: SimCLR U-net; 11: ConRec U-net)." in text
+    assert "differ in image_size" not in text and "| Flowers | 32" not in text
 
 
 def test_cells_of_another_preset_are_an_error(tmp_path: Path) -> None:
@@ -391,6 +443,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--columns", "aptso"], "columns must be some of aptos, aptos-normalized, flowers, dogs,"),
         (["--rows", "x"], "rows must be some of simclr,"),
         (["--epochs", "0"], "epochs must be at least 1, got 0."),
+        (["--supervised-epochs", "-1"], "supervised_epochs must be at least 1, got -1."),
         (["--densenet", "none.pth"], "no ImageNet weights at none.pth"),
     ):
         assert table1.main([*common_options, *options]) == 1
