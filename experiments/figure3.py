@@ -254,9 +254,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "*Standardized linear model on the frozen representation, fitted on a share of the training labels (stratified,"
         f" {summary['repeats']} draws of each share per fold, one image per class at least, so that in small sets the"
         " smallest shares can be the same images), scored on all test images. Bands: 95 % intervals, from a bootstrap"
-        " over groups of test images; they do not cover the draw of the labels, as the draws of a fold are averaged, nor"
-        " another pretraining. Untrained encoders: mean of the seeds of"
-        " ConRec's architecture with random weights, the band from the lowest to the highest of their intervals.*",
+        " over groups of test images; they do not cover the draw of the labels, as the draws of a fold are averaged,"
+        " nor another pretraining. Untrained encoders: mean of the seeds of ConRec's architecture"
+        " with random weights, the band from the lowest to the highest of their intervals.*",
         "",
         "APTOS, normalized: the same encoders, pretrained on the raw photographs, on images whose field of view is"
         " normalized. The shortcut baseline knows the shape of the field of view, and mean and deviation of each color"

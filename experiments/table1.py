@@ -522,7 +522,8 @@ def _difference_section(summary: Mapping[str, Any]) -> list[str]:
         said = [f"{verdict} {'; '.join(names)}" for verdict, names in groups.items() if names]
         for title, verdicts in seeds.items():
             counts = [f"{verdict} {verdicts.count(verdict)}" for verdict in groups if verdicts.count(verdict)]
-            said.append(f"{', '.join(counts)} of {len(verdicts)} {title.replace('untrained,', 'untrained encoders,')}")
+            encoders = title.replace("untrained,", "untrained encoders with")
+            said.append(f"{' and '.join(counts)} of {len(verdicts)} {encoders}")
         lines.append(f"- {column['title']}: ConRec is {'. It is '.join(said)}.")
     return [*lines, ""]
 
@@ -573,8 +574,8 @@ def _settings(summary: Mapping[str, Any]) -> list[str]:
     heads = ["column", "pixels", "channels", "epochs", "other settings of the pretraining"]
     heads += [row["title"] for row in supervised]
     lines = [
-        "As recorded by the trainings. ConRec is pretrained with reconstruction and maskings, SimCLR without. Supervised"
-        " training: from random weights, the last epoch counts.",
+        "As recorded by the trainings. ConRec is pretrained with reconstruction and maskings, SimCLR without."
+        " Supervised training: from random weights, the last epoch counts.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",

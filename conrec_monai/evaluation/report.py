@@ -645,8 +645,9 @@ class _Evaluation:
                     f"Label efficiency: {_block_title(block)}.",
                     f"{metric} over the share of the training labels (logarithmic); bands are 95 % intervals over the"
                     " test images, and do not cover the draw of the labels: the draws of a share are averaged. One"
-                    " image per class at least is kept, so the smallest shares can be the same images. Gray lines are untrained encoders, dashed ones baselines: a representation earns its name where"
-                    " it stands above them with few labels.",
+                    " image per class at least is kept, so the smallest shares can be the same images. Gray"
+                    " lines are untrained encoders, dashed ones baselines: a representation earns its name where it"
+                    " stands above them with few labels.",
                     f"{metric} by share of labels. {ends}",
                 )
             )
@@ -732,7 +733,7 @@ class _Evaluation:
         # which is the one predicted.
         name = next((name for name in ("accuracy", "top1") if name in self.metrics), None)
         if name is None:
-            raise ValueError("the result has neither accuracy nor top1, which would tell whether the labels are the same")
+            raise ValueError("the result has neither accuracy nor top1, which tell whether the labels are the same")
         mean = entry["metrics"][name]["mean"]
         shares = [float((self.data.labels[fold.test] == fold.predicted).mean()) for fold in found.folds]
         if mean is None or abs(np.mean(shares) - mean) > 1e-6:

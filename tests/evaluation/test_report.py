@@ -110,7 +110,8 @@ def make_result(
                 results.append(
                     {
                         **{"model": model["name"], "protocol": protocol, "variant": variant, "fraction": fraction},
-                        **{"features": 8, "train_images": 30 * fraction, "metrics": metrics, "settings": {"C": [1.0, 1.0]}, "predictions": file},
+                        **{"features": 8, "train_images": 30 * fraction},
+                        **{"metrics": metrics, "settings": {"C": [1.0, 1.0]}, "predictions": file},
                     }
                 )
     comparisons = []
@@ -270,6 +271,7 @@ def test_tables_hold_the_numbers_of_the_result(made: Any) -> None:
             r[1].startswith(verdict) and r[1].endswith("p = 0.012") and r[2].startswith(difference) for r in found
         )
     assert any(row[:1] == ["ConRec"] and len(row) == 3 for row in rows)  # by share of the labels
+    assert "(30 images)" in text and "do not cover the draw of the labels" in text
 
 
 def test_page_says_what_must_be_known(made: Any) -> None:

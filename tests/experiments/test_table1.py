@@ -162,7 +162,7 @@ def test_supervised_rows_have_the_folds_of_the_frozen_ones(
     shutil.copytree(finished[0], folder)
     evaluations = folder / "evaluations/circle-square"
     job = json.loads((evaluations / "unet-supervised/job.json").read_text())
-    assert f"--folds {'RESULTS'}/evaluations/circle-square/frozen/folds.json" in job["command"]
+    assert "--folds RESULTS/evaluations/circle-square/frozen/folds.json" in job["command"]
     assert "folds" not in job["key"]  # their path says nothing
     lab = common.Lab(tiny(), "nowhere", folder, progress=lambda line: None)
     supervised = table1._supervised_job(lab, columns("circle-square")[0], rows("unet-supervised")[0])
@@ -330,7 +330,7 @@ def test_markdown_of_given_cells(tmp_path: Path) -> None:
     assert "| SimCLR U-net | +3.0 [+1.0, +5.0] |" in less
     assert (
         "- APTOS: ConRec is ahead of SimCLR U-net. It is behind shortcut baseline. It is not told apart from color"
-        " baseline. It is ahead of 1, not told apart from 2 of 3 untrained encoders, attention pooling." in less
+        " baseline. It is ahead of 1 and not told apart from 2 of 3 untrained encoders with attention pooling." in less
     )
     assert "do not cover another seed" in less and "not corrected for the number of comparisons" in less
     kappa = "quadratic weighted kappa x 100"
