@@ -291,9 +291,17 @@ def test_another_encoder(outside: Path) -> None:
     run("train", **{**TRAINING, **changes, "network_def": network})
     encoder = load_encoder("out/encoder.pt")
     assert type(encoder).__name__ == "DenseNetEncoder" and encoder.num_features == 1024
-    run("evaluate", dataset_dir="phantom:n=40,size=32", output_dir="out", n_folds=2, untrained_seeds=[0])
-    rows = json.loads(Path("out/evaluation/metrics.json").read_text())["rows"]
-    assert [row["features"] for row in rows[:2]] == [1024, 1024]
+    run(
+        "evaluate",
+        dataset_dir="phantom:n=40,size=32",
+        output_dir="out",
+        n_folds=2,
+        untrained_seeds=[0],
+        protocols=["knn"],
+    )
+    result = json.loads(Path("out/evaluation/metrics.json").read_text())
+    assert [entry["features"] for entry in result["results"][:2]] == [1024, 1024]
+    assert result["models"][1]["architecture"] == "DenseNet121"
     message = mistake(**{**TRAINING, "output_dir": "other", "network_def": {"_target_": "torch.nn.Flatten"}})
     assert message == "network_def must be a ConRecUNet or a SimCLRNet, got a Flatten."
 
