@@ -18,7 +18,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import logging
 import os
 import shlex
 import signal
@@ -665,7 +664,6 @@ def command_line(
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
-    logging.basicConfig(format="%(message)s")
     try:
         lab = Lab(
             PRESETS[options.preset],

@@ -542,7 +542,7 @@ def _candidates(
             "images": entry["images"],
         }
         if entry["kind"] != "random":
-            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, view, about))
+            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, about, view))
         if entry["kind"] != "imagenet":
             architectures.setdefault((_architecture(encoder), view), (encoder, images))
     names = {architecture for architecture, _ in architectures}
@@ -555,9 +555,9 @@ def _candidates(
 
         for seed, network in untrained_encoders(make, untrained_seeds).items():
             name = f"untrained{suffix}, seed {seed}"
-            untrained.append(Candidate(name, "untrained", network, images, view, {**about, "seed": seed}))
+            untrained.append(Candidate(name, "untrained", network, images, {**about, "seed": seed}, view))
         if "supervised" in protocols:
-            random.append(Candidate(f"random{suffix}", "random", encoder, images, view, about))
+            random.append(Candidate(f"random{suffix}", "random", encoder, images, about, view))
     return [*candidates, *untrained, *random]
 
 

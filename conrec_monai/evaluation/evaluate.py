@@ -56,17 +56,17 @@ class Candidate:
             weights, frozen) or "random" (the architecture alone, for the protocol "supervised").
         encoder: from BCHW in [0, 1] to B[F].
         images: uint8 NCHW, the images as this encoder takes them.
+        about: what is known of it, values that JSON can hold.
         view: how its images were prepared, in words, where the candidates' images differ; models are compared with
             baselines, untrained and random ones of the same view.
-        about: what is known of it, values that JSON can hold.
     """
 
     name: str
     kind: str
     encoder: nn.Module
     images: torch.Tensor
-    view: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    view: str = ""
 
 
 def untrained_encoders(make_encoder: Callable[[], nn.Module], seeds: Sequence[int] = (0, 1, 2)) -> dict[int, nn.Module]:
@@ -184,7 +184,7 @@ def evaluate(
 
     views = {candidate.view: candidate.images for candidate in reversed(candidates)}
     baselines = [
-        Candidate(f"{name}, {view}" if view else name, "baseline", nn.Identity(), images, view)
+        Candidate(f"{name}, {view}" if view else name, "baseline", nn.Identity(), images, view=view)
         for view, images in reversed(views.items())
         for name in (SHORTCUT, COLOR)
     ]

@@ -61,7 +61,7 @@ def run(**kwargs: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "candidates": [Candidate("mine", "checkpoint", encoder(), images, {"sha256": "0"})],
         "labels": labels,
-        "plan": plan_folds(labels, groups, None, 3),
+        "plan": kwargs.get("plan") or plan_folds(labels, groups, None, 3),
         "ordinal": True,
         "num_classes": 3,
         "replicates": 100,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -58,11 +59,18 @@ def in_process(command: Sequence[str], log: TextIO) -> int:
     from conrec_monai import cli
 
     assert command[:4] == [sys.executable, "-W", "ignore", "-m"]
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if command[4] == "monai.bundle":
-            fire.Fire({"run": monai.bundle.run}, command=list(command[5:]))
-            return 0
-        return cli.main(command[5:])
+    loggers = [logging.getLogger(name) for name in (None, "conrec_monai", "ignite")]
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            if command[4] == "monai.bundle":
+                fire.Fire({"run": monai.bundle.run}, command=list(command[5:]))
+                return 0
+            return cli.main(command[5:])
+    finally:  # a bundle sets up logging for its process, here on files that are closed soon
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def never(command: Sequence[str], log: TextIO) -> int:
