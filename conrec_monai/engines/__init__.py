@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
+from .batch_trainer import BatchTrainer, bfloat16_is_fast
 from .evaluator import ConRecEvaluator
 from .fine_tuner import FineTuner
 from .prepare_batch import PrepareUnitBatch
-from .trainer import ConRecTrainer, bfloat16_is_fast
+from .trainer import ConRecTrainer
 
-__all__ = ["ConRecEvaluator", "ConRecTrainer", "FineTuner", "PrepareUnitBatch", "bfloat16_is_fast"]
+__all__ = ["BatchTrainer", "ConRecEvaluator", "ConRecTrainer", "FineTuner", "PrepareUnitBatch", "bfloat16_is_fast"]

@@ -23,7 +23,8 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from conrec_monai.engines.trainer import PARTS, bfloat16_is_fast, world_size
+from conrec_monai.engines.batch_trainer import bfloat16_is_fast, world_size
+from conrec_monai.engines.trainer import PARTS
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
 

@@ -1,0 +1,195 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["BatchTrainer", "bfloat16_is_fast", "check_unit_range", "world_size"]
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own; where it is emulated it is many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_unit_range(images: Tensor) -> None:
+    """Raises a ValueError for floating point images that have values outside [0, 1]."""
+    if images.is_floating_point():
+        low, high = images.amin().item(), images.amax().item()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"floating point images must have values in [0, 1], found {low:g} to {high:g}.")
+
+
+class BatchTrainer(Trainer):
+    """What the trainers of whole batches share: channels-last network, bfloat16, metrics that stay on the device until
+    the end of the epoch, and a state from which a run goes on.
+
+    A subclass has an ``_iteration`` and a ``_count``, and says in :attr:`random_state` what all randomness of its
+    iterations comes from.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: its batches.
+        network: it is moved to the device.
+        optimizer: of the network's parameters.
+        loss_function: of the iterations.
+        totals: zeros, one for each of ``parts``.
+        amp: autocast to bfloat16; None where the device has arithmetic for it.
+        train_handlers: Ignite handlers with an ``attach`` method.
+        inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+
+    Attributes:
+        parts: names of the metrics of an epoch.
+        stateful: what handlers remember from epoch to epoch, by name: objects with ``state_dict()`` and
+            ``load_state_dict()``.
+    """
+
+    parts: tuple[str, ...]
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: Optimizer,
+        loss_function: Callable,
+        totals: Tensor,
+        amp: bool | None = None,
+        train_handlers: Sequence | None = None,
+        inferer: Inferer | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            non_blocking=True,
+            decollate=False,
+        )
+        self.device = torch.device(device)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.inferer = SimpleInferer() if inferer is None else inferer
+        # Not Trainer.amp: that one scales float16 gradients on CUDA, which bfloat16 does not need.
+        self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
+        self._totals = totals.to(self.device)
+        self._counted = 0
+        self._checked = False
+        self.stateful: dict[str, Any] = {}
+        self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+        if train_handlers is not None:
+            self._register_handlers(train_handlers)
+
+    @property
+    @abstractmethod
+    def random_state(self) -> np.random.RandomState:
+        """Drives all randomness of an iteration, dropout included."""
+
+    @abstractmethod
+    def _count(self, engine: Engine) -> None:
+        """Adds the last iteration to ``_totals``, and to ``_counted`` what they are divided by."""
+
+    def _start_epoch(self, engine: Engine) -> None:
+        done = self.state.iteration % self.state.epoch_length
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if sampler is not None and hasattr(sampler, "set_position"):
+            sampler.set_position(self.state.epoch - 1, done)
+        if not done:
+            self._totals.zero_()
+            self._counted = 0
+
+    def running_metrics(self) -> dict[str, float]:
+        """Means of the metrics of this process over the epoch so far; waits for the device."""
+        return dict(zip(self.parts, (self._totals / max(self._counted, 1)).tolist(), strict=True))
+
+    def _epoch_means(self) -> Tensor:
+        """The means of a completed epoch over all processes, which count alike."""
+        means = self._totals / max(self._counted, 1)
+        if world_size() > 1:
+            dist.all_reduce(means)
+            means /= world_size()
+        return means
+
+    def _finish_epoch(self, engine: Engine) -> None:
+        self.state.metrics.update(zip(self.parts, self._epoch_means().tolist(), strict=True))
+
+    def training_state(self) -> dict[str, Any]:
+        """All that the run's future depends on besides network, data and settings: tensors and plain values.
+
+        In several processes all of them call it: it holds the random state of each.
+        """
+        state: Any = self.random_state.get_state(legacy=True)
+        views: list[Any] = [{"keys": torch.from_numpy(state[1].astype(np.int64)), "rest": list(state[2:])}]
+        if world_size() > 1:
+            everyone: list[Any] = [None] * world_size()
+            dist.all_gather_object(everyone, views[0])
+            views = everyone
+        return {
+            "iteration": self.state.iteration,
+            "epoch_length": self.state.epoch_length,
+            "optimizer": self.optimizer.state_dict(),
+            "views": views,
+            "totals": self._totals.clone(),
+            "counted": self._counted,
+            "stateful": {name: value.state_dict() for name, value in self.stateful.items()},
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`training_state` was taken; the network's weights are loaded apart.
+
+        Raises:
+            ValueError: when the epochs have another number of iterations (the data or the batch size changed), or the
+                number of processes is another.
+        """
+        if state["epoch_length"] != self.state.epoch_length:
+            raise ValueError(
+                f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}"
+                ": the number of images or the batch size changed."
+            )
+        if len(state["views"]) != world_size():
+            raise ValueError(
+                f"the checkpoint is one of {len(state['views'])} processes, this run has {world_size()}: it goes on in"
+                " as many only."
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        views = state["views"][dist.get_rank() if world_size() > 1 else 0]
+        self.random_state.set_state(("MT19937", views["keys"].numpy().astype(np.uint32), *views["rest"]))
+        for name, value in state["stateful"].items():
+            if name in self.stateful:
+                self.stateful[name].load_state_dict(value)
+        self._totals.copy_(state["totals"])
+        self._counted = state["counted"]
+        self.state.iteration = state["iteration"]
+        self.state.epoch = state["iteration"] // self.state.epoch_length
