@@ -194,8 +194,8 @@ def evaluate_checkpoints(
     # Grades are of patients; other classes have none.
     patients_unknown = datalist.info.ordinal and all(group is None for group in declared)
     statements += _data_statements(plan, labels, found, group_duplicates, patients_unknown)
-    for candidate, entry in zip(candidates, [c.about for c in candidates], strict=True):
-        statements += _pretraining_statements(candidate.name, entry, decoded, plan, labelled)
+    for candidate in candidates:
+        statements += _pretraining_statements(candidate.name, candidate.about, decoded, plan, labelled)
 
     num_classes = len(classes)
     result = evaluate(
@@ -496,6 +496,9 @@ class _Decoded:
         """
         sides = [min(item["image"].shape[1:]) for part in self.sets for item in part.data if _is_array(item)]
         size = min([DUPLICATES_SIZE, *sides])
+        already = self._images.get((size, "squash", 3, None))
+        if already is not None and round(size / self.crop) == size:  # an encoder takes just these
+            return already
         parts = [
             CachedImages(part.data, size, "squash", 3, self.num_workers, on_error=self.on_error) for part in self.sets
         ]

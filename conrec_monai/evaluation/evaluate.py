@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,13 +197,11 @@ def evaluate(
         for fraction in sorted(fractions)
     ]
     cells = []
-    logger = logging.getLogger("conrec_monai")
     bar = tqdm(jobs, desc="evaluation", unit="job", disable=None if progress else True)
     for candidate, protocol, variant, fraction in bar:
         bar.set_postfix_str(f"{candidate.name}, {protocol}", refresh=False)
         folds = subsample(labels, plan.folds, fraction, fraction_repeats, seed)
         cells.append(runner.run(candidate, protocol, variant, fraction, folds, fine_tuning.get(protocol)))
-        logger.debug("%s, %s: done", candidate.name, protocol)
 
     results = []
     drawn: list[dict[str, np.ndarray]] = []

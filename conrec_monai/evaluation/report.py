@@ -41,7 +41,8 @@ from . import figures as draw
 from .embedding import central_part, embed
 from .evaluate import untrained_encoders
 from .metrics import higher_is_better
-from .predictions import FoldPrediction, Predictions
+from .predictions import Predictions
+from .store import read_predictions
 from .table import TITLES
 
 __all__ = ["write_report"]
@@ -316,24 +317,14 @@ def _load_data(folder: Path, result: Mapping[str, Any], place: Any, keys: Mappin
 def _read_predictions(folder: Path, name: Any, data: _Data) -> Predictions:
     """Raises a ValueError or OSError that says why it cannot be used."""
     path = folder / str(name)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            count = sum(key.startswith("test_") for key in file.files)
-            folds = [
-                FoldPrediction(file[f"test_{i}"], file[f"probabilities_{i}"], file[f"predicted_{i}"])
-                for i in range(count)
-            ]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no predictions at {path}") from None
-    except Exception:  # damaged bytes make numpy raise nearly anything
-        raise ValueError(f"{path} cannot be read (truncated or damaged?)") from None
-    for fold in folds:
+    predictions = read_predictions(path)
+    for fold in predictions.folds:
         shape = (len(fold.test), fold.probabilities.shape[-1])
         if not len(fold.test) or fold.test.max() >= len(data.labels) or fold.probabilities.shape != shape:
             raise ValueError(f"{path} does not fit folds.json")
-    if not folds:
+    if not predictions.folds:
         raise ValueError(f"{path} holds no predictions")
-    return Predictions(folds)
+    return predictions
 
 
 # --- one evaluation ---------------------------------------------------------------------------------------------------

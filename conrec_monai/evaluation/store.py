@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 
 from .predictions import FoldPrediction, Predictions
 
-__all__ = ["PredictionStore", "digest"]
+__all__ = ["PredictionStore", "digest", "read_predictions"]
 
 
 def digest(*values: Any) -> str:
@@ -38,6 +37,28 @@ def digest(*values: Any) -> str:
             sha.update(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
         sha.update(b"\0")
     return sha.hexdigest()[:24]
+
+
+def read_predictions(path: str | os.PathLike) -> Predictions:
+    """Reads a file of a :class:`PredictionStore`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings = json.loads(str(file["settings"]))
+            count = sum(name.startswith("test_") for name in file.files)
+            folds = [
+                FoldPrediction(file[f"test_{i}"], file[f"probabilities_{i}"], file[f"predicted_{i}"])
+                for i in range(count)
+            ]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no predictions at {path}") from None
+    except Exception:  # damaged bytes make numpy raise nearly anything
+        raise ValueError(f"{path} cannot be read (truncated or damaged?)") from None
+    return Predictions(folds, settings)
 
 
 class PredictionStore:
@@ -61,16 +82,9 @@ class PredictionStore:
     def get(self, key: Mapping[str, Any]) -> Predictions | None:
         """The predictions, or None where they are not there."""
         try:
-            with np.load(self.path(key), allow_pickle=False) as file:
-                settings = json.loads(str(file["settings"]))
-                count = sum(name.startswith("test_") for name in file.files)
-                folds = [
-                    FoldPrediction(file[f"test_{i}"], file[f"probabilities_{i}"], file[f"predicted_{i}"])
-                    for i in range(count)
-                ]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return read_predictions(self.path(key))
+        except (OSError, ValueError):
             return None
-        return Predictions(folds, settings)
 
     def put(self, key: Mapping[str, Any], predictions: Predictions) -> None:
         """Keeps the predictions."""
