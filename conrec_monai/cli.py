@@ -45,6 +45,15 @@ DATA_SETS = {
 }
 
 
+# Keyword arguments of `load_datalist` that name columns of a table, and what each column holds.
+COLUMNS = {
+    "image_key": "column of the image, in a table",
+    "label_key": "column of the label, in a table",
+    "group_key": "column of the group, such as the patient",
+    "split_key": "column of the split",
+}
+
+
 class Command(NamedTuple):
     """A subcommand: `run` gets the parsed arguments and may return an exit code."""
 
@@ -136,6 +145,11 @@ def _log_to_stderr() -> logging.Handler:
     return handler
 
 
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    for name, text in COLUMNS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="COLUMN", help=text)
+
+
 # --- prepare ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,10 +202,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         "dataset", metavar="DATASET", help="file, folder, or drawn pictures such as phantom:n=600,size=64,seed=0"
     )
     parser.add_argument("--section", metavar="NAME", help="only this split (default: all)")
-    parser.add_argument("--image-key", metavar="COLUMN", help="column of the image, in a table")
-    parser.add_argument("--label-key", metavar="COLUMN", help="column of the label, in a table")
-    parser.add_argument("--group-key", metavar="COLUMN", help="column of the group, such as the patient")
-    parser.add_argument("--split-key", metavar="COLUMN", help="column of the split")
+    _add_columns(parser)
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -202,7 +213,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _run_info(options: argparse.Namespace) -> None:
     from conrec_monai.data.datalist import load_datalist
 
-    names = ("image_key", "label_key", "group_key", "split_key", "on_error")
+    names = (*COLUMNS, "on_error")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     datalist = load_datalist(options.dataset, options.section, **given)
     info = datalist.info
@@ -252,8 +263,7 @@ def _print_counts(datalist: Any) -> None:
 def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="file or folder, see conrec-monai info")
     parser.add_argument("--section", metavar="NAME", help="only this split (default: all)")
-    for name in ("image", "label", "group", "split"):
-        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    _add_columns(parser)
     parser.add_argument("--output", metavar="FILE", help="JSON file to write, such as audit.json")
     parser.add_argument("--page", metavar="FILE", help="page to write, such as audit.html")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="threads that decode (default: 2)")
@@ -271,7 +281,7 @@ def _run_audit(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if len(outputs) == 2 and outputs[0].resolve() == outputs[1].resolve():
         raise ValueError(f"--output and --page name the same file, {outputs[0]}")
-    names = ("image_key", "label_key", "group_key", "split_key")
+    names = COLUMNS
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     datalist = load_datalist(options.dataset, options.section, on_error="skip", **given)
     manifest = audit(datalist, options.workers)
@@ -337,8 +347,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, help="images per forward pass (default: 64)")
     parser.add_argument("--workers", dest="num_workers", metavar="N", type=int, help="threads that decode (default: 2)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
-    for name in ("image", "label", "group", "split"):
-        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    _add_columns(parser)
     parser.add_argument("--on-error", choices=("raise", "skip"), help="what becomes of images that cannot be read")
 
 
@@ -386,8 +395,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="DATASET", help="where the images are (default: the path in RESULT_DIR/metrics.json)"
     )
-    for name in ("image", "label", "group", "split"):
-        parser.add_argument(f"--{name}-key", metavar="COLUMN", help=f"column of the {name}, in a table")
+    _add_columns(parser)
     parser.add_argument(
         "--pictures",
         choices=("all", "none"),
@@ -401,7 +409,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _run_report(options: argparse.Namespace) -> None:
     from conrec_monai.evaluation.report import write_report
 
-    names = ("dataset", "image_key", "label_key", "group_key", "split_key", "pictures", "audit", "figures")
+    names = ("dataset", *COLUMNS, "pictures", "audit", "figures")
     path = write_report(options.results, options.output, **{name: getattr(options, name) for name in names})
     print(f"written: {path}")
 
