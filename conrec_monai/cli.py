@@ -281,8 +281,7 @@ def _run_audit(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if len(outputs) == 2 and outputs[0].resolve() == outputs[1].resolve():
         raise ValueError(f"--output and --page name the same file, {outputs[0]}")
-    names = COLUMNS
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in COLUMNS if getattr(options, name) is not None}
     datalist = load_datalist(options.dataset, options.section, on_error="skip", **given)
     manifest = audit(datalist, options.workers)
     if options.output is not None:
