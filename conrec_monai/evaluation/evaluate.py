@@ -28,7 +28,7 @@ from .folds import FoldPlan, Folds, subsample
 from .knn import knn_predictions
 from .linear import Protocol, check_folds, linear_predictions
 from .metrics import metric_names
-from .predictions import FoldPrediction, Predictions
+from .predictions import Predictions
 from .shortcut import color_features, shortcut_features
 from .statistics import bootstrap, interval, paired_differences, score
 from .store import PredictionStore, digest
@@ -375,14 +375,6 @@ class _Runner:
     def _fine_tune(
         self, candidate: Candidate, folds: Folds, settings: FineTuneSettings, key: Mapping[str, Any]
     ) -> Predictions:
-        def done(fold: int) -> FoldPrediction | None:
-            found = None if self.store is None else self.store.get({**key, "fold": fold})
-            return None if found is None else found.folds[0]
-
-        def save(fold: int, prediction: FoldPrediction) -> None:
-            if self.store is not None:
-                self.store.put({**key, "fold": fold}, Predictions([prediction]))
-
         return predict_fine_tuned(
             lambda: candidate.encoder,
             candidate.images,
@@ -395,8 +387,7 @@ class _Runner:
             device=self.device,
             amp=self.amp,
             progress=self.progress,
-            done=done,
-            save=save,
+            store=None if self.store is None else self.store.of_folds(key),
         )
 
 

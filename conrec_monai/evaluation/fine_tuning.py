@@ -37,6 +37,7 @@ from conrec_monai.transforms import BatchRandTransform, RandCropFlip, RandZoomFl
 from .folds import Folds
 from .linear import _checked_labels, check_folds
 from .predictions import FoldPrediction, Predictions
+from .store import FoldStore
 
 __all__ = ["AUGMENTATIONS", "PROTOCOLS", "FineTuneSettings", "paper_settings", "predict_fine_tuned"]
 
@@ -45,6 +46,7 @@ INITS = ("pretrained", "scratch")
 PROTOCOLS = ("frozen_head", "fine_tune", "supervised")
 TEST_BATCH = 64
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_STATES = 30.0
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,18 @@ def predict_fine_tuned(
     device: torch.device | str = "cpu",
     amp: bool | None = False,
     progress: bool = True,
-    done: Callable[[int], FoldPrediction | None] | None = None,
-    save: Callable[[int, FoldPrediction], None] | None = None,
+    store: FoldStore | None = None,
 ) -> Predictions:
     """Trains an encoder with a linear head on the training part of each fold, and predicts its test part.
 
     Grades are learned by :class:`conrec_monai.losses.CumulativeBCELoss`, other classes by cross-entropy. The test part
     chooses nothing: the last epoch counts, and test images are seen as they are. All randomness of a fold comes from
-    ``seed`` and the number of the fold, so that a run that goes on gives the numbers of one that was not interrupted
-    (on the same machine, with as many threads), and encoders are compared on the same batches and augmentations. A last
-    batch of a single image is left out of an epoch, as it has no batch statistics.
+    ``seed`` and the number of the fold: encoders are compared on the same batches and augmentations. A last batch of a
+    single image is left out of an epoch, as it has no batch statistics.
+
+    With a ``store`` a run that was interrupted goes on from its last completed fold, and within a fold from the last
+    state that was kept (at the end of an epoch, one a half-minute), to the numbers of one that was not interrupted (on
+    the same machine, with as many threads).
 
     Args:
         make_encoder: gives the encoder, a module from BCHW with values in [0, 1] to B[F] with ``num_features``; it is
@@ -174,9 +178,7 @@ def predict_fine_tuned(
         device: where to train.
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         progress: show a bar on a terminal, and log lines with loss, rate and time left.
-        done: gives the prediction of a fold, by its number from 0, that was saved before; None for one that is to be
-            trained.
-        save: is given the number and the prediction of each fold that was trained, as soon as it is.
+        store: keeps what is computed; None to keep nothing. It answers for these very arguments alone.
 
     Returns:
         The predictions of the folds.
@@ -189,7 +191,7 @@ def predict_fine_tuned(
     labels = _checked(images, labels, folds, num_classes, settings, seed)
     _check_output(make_encoder(), images)
     folds = [(np.asarray(train), np.asarray(test)) for train, test in folds]
-    found = [None if done is None else done(number) for number in range(len(folds))]
+    found = [None if store is None else store.prediction(number) for number in range(len(folds))]
     for number, prediction in enumerate(found):
         if prediction is not None:
             _check_saved(prediction, folds[number][1], num_classes, f"fold {number + 1} of {len(folds)}")
@@ -226,7 +228,10 @@ def predict_fine_tuned(
                     _augmentation(settings.augmentation, images.shape[-1]),
                     trainer_seed,
                     autocast,
-                    None if log is None else [log.of_fold(number)],
+                    [
+                        *([] if store is None else [_KeepState(store, number)]),
+                        *([] if log is None else [log.of_fold(number, n)]),
+                    ],
                 )
                 try:
                     trainer.run()
@@ -235,8 +240,8 @@ def predict_fine_tuned(
                     raise ValueError(f"fold {number + 1} of {len(folds)}: {error}") from error
             make = FoldPrediction.of_cumulative if ordinal else FoldPrediction.of_classes
             prediction = make(test, probabilities)
-            if save is not None:
-                save(number, prediction)
+            if store is not None:
+                store.put_prediction(number, prediction)
             found[number] = prediction
     finally:
         if log is not None:
@@ -332,6 +337,31 @@ class _Part(Dataset):
         return {"image": self.images.index_select(0, index), "label": self.labels.index_select(0, index)}
 
 
+class _KeepState:
+    """Keeps the state of a training at the end of epochs, not too often, and lets the training go on from it."""
+
+    def __init__(self, store: FoldStore, fold: int) -> None:
+        self.store, self.fold = store, fold
+        self.written = time.monotonic()
+
+    def attach(self, engine: FineTuner) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _start(self, engine: FineTuner) -> None:
+        state = self.store.state(self.fold)
+        if state is not None:
+            engine.network.load_state_dict(state["network"])
+            engine.load_training_state(state["training"])
+
+    def _epoch(self, engine: FineTuner) -> None:
+        if engine.state.epoch < engine.state.max_epochs and time.monotonic() - self.written >= SECONDS_BETWEEN_STATES:
+            self.store.put_state(
+                self.fold, {"network": engine.network.state_dict(), "training": engine.training_state()}
+            )
+            self.written = time.monotonic()
+
+
 class _Progress:
     """How the training of all folds goes: a live bar on a terminal, log lines everywhere.
 
@@ -347,8 +377,14 @@ class _Progress:
         self.bar = tqdm(total=total, unit=" images", unit_scale=True, dynamic_ncols=True, disable=None)
         self.start = self.written = time.monotonic()
 
-    def of_fold(self, number: int) -> _FoldProgress:
-        return _FoldProgress(self, number)
+    def of_fold(self, number: int, images: int) -> _FoldProgress:
+        """The handler of a fold with so many training images."""
+        return _FoldProgress(self, number, images)
+
+    def leave_out(self, images: int) -> None:
+        """These were seen before the run was interrupted."""
+        self.total -= images
+        self.bar.total = self.total
 
     def update(self, images: int) -> None:
         self.seen += images
@@ -374,12 +410,16 @@ class _Progress:
 
 
 class _FoldProgress:
-    def __init__(self, progress: _Progress, number: int) -> None:
-        self.progress, self.number = progress, number
+    def __init__(self, progress: _Progress, number: int, images: int) -> None:
+        self.progress, self.number, self.images = progress, number, images
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _start(self, engine: Engine) -> None:
+        self.progress.leave_out(engine.state.epoch * self.images)
 
     def _iteration(self, engine: Engine) -> None:
         self.progress.update(len(engine.state.output[0]["image"]))

@@ -15,15 +15,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from .predictions import FoldPrediction, Predictions
 
-__all__ = ["PredictionStore", "digest", "read_predictions"]
+__all__ = ["FoldStore", "PredictionStore", "digest", "read_predictions"]
 
 
 def digest(*values: Any) -> str:
@@ -94,12 +95,58 @@ class PredictionStore:
             arrays[f"test_{i}"] = np.asarray(fold.test)
             arrays[f"probabilities_{i}"] = np.asarray(fold.probabilities)
             arrays[f"predicted_{i}"] = np.asarray(fold.predicted)
-        path = self.path(key)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")
+        _write(self.path(key), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+    def of_folds(self, key: Mapping[str, Any]) -> FoldStore:
+        """What is kept of a training fold by fold, until the predictions of all folds are."""
+        return FoldStore(self, key)
+
+
+class FoldStore:
+    """Keeps the predictions of the folds that are trained, and the state of the training under way (.pt beside them).
+
+    Args:
+        store: where the predictions are kept.
+        key: what they depend on.
+    """
+
+    def __init__(self, store: PredictionStore, key: Mapping[str, Any]) -> None:
+        self.store, self.key = store, dict(key)
+
+    def _state_path(self, fold: int) -> Path:
+        return self.store.path({**self.key, "fold": fold}).with_suffix(".pt")
+
+    def prediction(self, fold: int) -> FoldPrediction | None:
+        """The prediction of a fold, by its number from 0; None where it is not there."""
+        found = self.store.get({**self.key, "fold": fold})
+        return None if found is None else found.folds[0]
+
+    def put_prediction(self, fold: int, prediction: FoldPrediction) -> None:
+        """Keeps the prediction of a fold, whose training is over."""
+        self.store.put({**self.key, "fold": fold}, Predictions([prediction]))
+        self._state_path(fold).unlink(missing_ok=True)
+
+    def state(self, fold: int) -> dict[str, Any] | None:
+        """The state of a fold's training; None where it is not there, or cannot be read."""
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            found = torch.load(self._state_path(fold), map_location="cpu", weights_only=True)
+        except Exception:  # damaged bytes make torch raise nearly anything
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put_state(self, fold: int, state: Mapping[str, Any]) -> None:
+        """Keeps the state of a fold's training: tensors and plain values."""
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        _write(self._state_path(fold), lambda file: torch.save(dict(state), file))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file in one step: an interruption leaves the old one, or none."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -12,16 +12,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from torch import nn
 
 from conrec_monai.data.phantom import phantom_arrays
-from conrec_monai.evaluation import FoldPrediction, Predictions, make_folds
+from conrec_monai.evaluation import FoldPrediction, Predictions, PredictionStore, fine_tuning, make_folds
 from conrec_monai.evaluation.fine_tuning import PROTOCOLS, FineTuneSettings, paper_settings, predict_fine_tuned
 from conrec_monai.networks.nets import ConRecEncoder
 
@@ -169,33 +172,58 @@ def test_test_images_are_neither_augmented_nor_learned_from(phantoms: tuple) -> 
 # --- folds, seeds, going on -------------------------------------------------------------------------------------------
 
 
-def test_going_on_gives_the_same_numbers(phantoms: tuple) -> None:
-    saved: dict[int, FoldPrediction] = {}
+def test_going_on_gives_the_same_numbers(phantoms: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted within its second fold, a run takes the first from the store and finishes the second."""
+    settings = replace(QUICK, init="scratch", epochs=4)
+    whole = predict(phantoms, settings=settings, seed=3)
+    other = predict(phantoms, settings=settings, seed=4).folds[0]
+    assert not np.array_equal(other.probabilities, whole.folds[0].probabilities)
 
     class Interrupt(Exception):
         pass
 
-    def save(number: int, prediction: FoldPrediction) -> None:
-        saved[number] = prediction
-        if len(saved) == 2:
+    monkeypatch.setattr(fine_tuning, "SECONDS_BETWEEN_STATES", 0.0)
+    store = PredictionStore(tmp_path).of_folds({"model": "a"})
+    keep = store.put_state
+
+    def interrupted(fold: int, state: dict) -> None:
+        keep(fold, state)
+        if (fold, state["training"]["iteration"] // state["training"]["epoch_length"]) == (1, 2):
             raise Interrupt
 
-    settings = replace(QUICK, init="scratch")
-    whole = predict(phantoms, settings=settings, seed=3)
+    monkeypatch.setattr(store, "put_state", interrupted)
     with pytest.raises(Interrupt):
-        predict(phantoms, settings=settings, seed=3, save=save)
-    assert sorted(saved) == [0, 1]
+        predict(phantoms, settings=settings, seed=3, store=store)
+    assert store.prediction(0) is not None and store.state(0) is None
+    assert store.prediction(1) is None and store.state(1) is not None
     torch.rand(5)  # the state of the global generator is no part of it
+
+    monkeypatch.setattr(store, "put_state", keep)
     trained: list[int] = []
-    resumed = predict(
-        phantoms, settings=settings, seed=3, done=saved.get, save=lambda number, prediction: trained.append(number)
-    )
-    assert trained == [2]
-    assert_same(whole, resumed)
-    del saved[0]
-    assert_same(whole, predict(phantoms, settings=settings, seed=3, done=saved.get))
-    other = predict(phantoms, settings=settings, seed=4).folds[0]
-    assert not np.array_equal(other.probabilities, whole.folds[0].probabilities)
+    iteration = fine_tuning._FoldProgress._iteration
+
+    def count(self: fine_tuning._FoldProgress, engine: Engine) -> None:
+        trained.append(self.number)
+        iteration(self, engine)
+
+    monkeypatch.setattr(fine_tuning._FoldProgress, "_iteration", count)
+    iterations = math.ceil(len(make_folds(phantoms[1], None, 3)[1][0]) / settings.batch_size)
+    assert_same(whole, predict(phantoms, settings=settings, seed=3, store=store, progress=True))
+    assert (trained.count(0), trained.count(1)) == (0, 2 * iterations)
+    assert not list(tmp_path.glob("*.pt"))  # what is no longer needed
+
+    trained.clear()
+    assert_same(whole, predict(phantoms, settings=settings, seed=3, store=store, progress=True))
+    assert not trained
+
+
+def test_a_damaged_state_starts_the_fold_anew(phantoms: tuple, tmp_path: Path) -> None:
+    store = PredictionStore(tmp_path).of_folds({"model": "a"})
+    store.put_state(0, {"network": {}})
+    (path,) = tmp_path.glob("*.pt")
+    path.write_bytes(path.read_bytes()[:100])
+    assert store.state(0) is None
+    assert_same(predict(phantoms), predict(phantoms, store=store))
 
 
 def test_caller_keeps_encoder_and_generator(phantoms: tuple) -> None:
@@ -272,11 +300,14 @@ class Broken(Colors):
         return super().forward(x) * float("nan")
 
 
-def test_mistakes_before_any_training(phantoms: tuple) -> None:
+def test_mistakes_before_any_training(phantoms: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = phantoms
     zeros, ones = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     good = make_folds(labels, None, 3)
-    other = FoldPrediction.of_cumulative(good[1][1], np.ones((20, 2)))
+    store = PredictionStore(tmp_path)
+    second, third = store.of_folds({"model": "b"}), store.of_folds({"model": "c"})
+    for kept, fold in ((second, 1), (third, 2)):
+        kept.put_prediction(fold, FoldPrediction.of_cumulative(good[1][1], np.ones((20, 2))))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"images": images.float()}, r"uint8 images NCHW, got torch.float32 of shape \[60, 3, 32, 32\]"),
         ({"labels": labels[:-1], "folds": good}, "one label per image, got 59 labels for 60 images"),
@@ -298,19 +329,17 @@ def test_mistakes_before_any_training(phantoms: tuple) -> None:
             {"images": images[..., :30], "settings": replace(QUICK, augmentation="crop_flip")},
             "crop_flip makes square images; these are of 32 x 30 pixels",
         ),
-        ({"done": {1: other, 2: other}.get}, "saved prediction of fold 3 of 3 is one of other test images"),
-        (
-            {"done": {1: other}.get, "num_classes": 3},
-            r"fold 2 of 3 has probabilities \[20, 2\], not \[20, 3\]",
-        ),
+        ({"store": third}, "saved prediction of fold 3 of 3 is one of other test images"),
+        ({"store": second, "num_classes": 3}, r"fold 2 of 3 has probabilities \[20, 2\], not \[20, 3\]"),
     ]
 
-    def no_training(number: int, prediction: FoldPrediction) -> None:
+    def no_training(*args: object, **kwargs: object) -> None:
         raise AssertionError("a fold was trained")
 
+    monkeypatch.setattr(fine_tuning, "FineTuner", no_training)
     for change, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
-            predict(phantoms, **{"save": no_training, **change})
+            predict(phantoms, **change)
         assert "\n" not in str(caught.value)
 
 
