@@ -347,6 +347,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", dest="num_workers", metavar="N", type=int, help="threads that decode (default: 2)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
     _add_columns(parser)
+    for name, text in COLUMNS.items():
+        option = f"--test-{name.replace('_', '-')}"
+        parser.add_argument(option, metavar="COLUMN", help=f"{text}, of --test".replace(", in a table,", ""))
     parser.add_argument("--on-error", choices=("raise", "skip"), help="what becomes of images that cannot be read")
 
 

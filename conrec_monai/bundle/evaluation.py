@@ -55,6 +55,7 @@ __all__ = ["evaluate_checkpoints"]
 DUPLICATES_SIZE = 64  # pixels at which duplicates are searched for
 DEFAULT_PROTOCOLS = ("linear", "levels", "knn")
 KEYS = ("image_key", "label_key", "group_key", "split_key")
+TEST = "test_"  # begins the names of those of the data set to test on
 # Of the fine-tuning, what a user may change.
 TUNABLE = ("optimizer", "learning_rate", "weight_decay", "batch_size", "epochs", "augmentation")
 
@@ -125,7 +126,8 @@ def evaluate_checkpoints(
         device: of the encoders.
         on_error: see :func:`conrec_monai.data.load_datalist`; what is left out is listed in ``skipped.csv``.
         command: the command line, to be written down; by default that of a bundle, or null.
-        **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``, for ``dataset_dir``.
+        **keys: columns: ``image_key``, ``label_key``, ``group_key``, ``split_key`` of ``dataset_dir``, and with "test_"
+            before these names those of ``test_dir``.
 
     Returns:
         The content of ``metrics.json``.
@@ -150,16 +152,14 @@ def evaluate_checkpoints(
         raise ValueError(f"field_of_view must be None or normalize, got {field_of_view!r}.")
     if not isinstance(group_duplicates, bool):
         raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
-    for name in keys:
-        if name not in KEYS:
-            raise ValueError(f"unexpected argument {name}.")
+    train_keys, test_keys = _keys(keys, test_dir)
     device = checked_device(device)
     changes = _changes(fine_tuning)
 
-    datalist = checked_datalist(dataset_dir, section, on_error, **keys)
+    datalist = checked_datalist(dataset_dir, section, on_error, **train_keys)
     _check_labels(datalist, dataset_dir)
-    test = None if test_dir is None else checked_datalist(test_dir, test_section, on_error)
-    classes = _classes(datalist, test, dataset_dir, test_dir)
+    test = None if test_dir is None else checked_datalist(test_dir, test_section, on_error, **test_keys)
+    classes, test_classes = _classes(datalist, test, dataset_dir, test_dir)
     if folds is not None and test is None:
         FoldPlan.load(folds, [item["id"] for item in datalist if item["label"] is not None])
     elif test is None:
@@ -173,9 +173,9 @@ def evaluate_checkpoints(
     output = check_output_dir(output_dir)
 
     crop = datalist.info.center_crop if center_crop is None else center_crop
-    decoded = _Decoded(datalist, test, classes, crop, num_workers, on_error, field_of_view, output)
+    decoded = _Decoded(datalist, test, test_classes, crop, num_workers, on_error, field_of_view, output)
     candidates = _candidates(loaded, decoded, untrained_seeds, protocols)
-    statements = _unsure(decoded, output)
+    statements = [*_mapping_statement(classes, test_classes, test_dir), *_unsure(decoded, output)]
     labelled = np.flatnonzero(decoded.labels >= 0)
     labels, ids = decoded.labels[labelled], [decoded.ids[i] for i in labelled]
     chosen = {id(c.images): c.images[torch.from_numpy(labelled)] for c in candidates}
@@ -227,17 +227,19 @@ def evaluate_checkpoints(
             "section": section,
             "name": datalist.info.name,
             "source": datalist.info.source,
-            "keys": {name: value for name, value in keys.items() if value is not None},
+            "keys": train_keys,
             "test_path": None if test_dir is None else str(test_dir),
             "test_section": test_section,
+            "test_keys": test_keys,
             "labelled": len(labels),
             "unlabelled": int((decoded.labels < 0).sum()),
             "groups": None if groups is None else len(np.unique(groups)),
             "duplicate_groups": len(found) if group_duplicates else None,
         },
         "classes": [
-            {"name": name, "count": count, "test_count": None if test is None else tested}
-            for name, count, tested in zip(classes, counts, test_counts, strict=True)
+            {"name": name, "count": count}
+            | {"test_name": None if test is None else other, "test_count": None if test is None else tested}
+            for name, other, count, tested in zip(classes, test_classes, counts, test_counts, strict=True)
         ],
         "ordinal": datalist.info.ordinal,
         "folds": {
@@ -347,8 +349,25 @@ def _check_folds_fit(datalist: Datalist, n_folds: int, repeats: int, seed: int) 
     check_folds(labels, plan_folds(labels, groups, [item["split"] for item in items], n_folds, repeats, seed).folds)
 
 
-def _classes(train: Datalist, test: Datalist | None, train_path: Any, test_path: Any) -> list[str]:
-    """The names of the classes; with another data set to test on, the labels of both must mean the same."""
+def _keys(keys: Mapping[str, str | None], test_dir: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """The columns that are named, of both data sets."""
+    for name, value in keys.items():
+        if name.removeprefix(TEST) not in KEYS:
+            raise ValueError(f"unexpected argument {name}.")
+        if name.startswith(TEST) and value is not None and test_dir is None:
+            raise ValueError(f"{name} is {value!r}, but there is no other data set to test on (test_dir).")
+    given = {name: value for name, value in keys.items() if value is not None}
+    train = {name: value for name, value in given.items() if name in KEYS}
+    return train, {name.removeprefix(TEST): value for name, value in given.items() if name not in KEYS}
+
+
+def _classes(
+    train: Datalist, test: Datalist | None, train_path: Any, test_path: Any
+) -> tuple[list[str], list[str | None]]:
+    """The names of the classes, and of each its name in the data set to test on; None where that has none of it.
+
+    Classes are matched by name, grades whose names differ by their number.
+    """
 
     def names_of(datalist: Datalist) -> list[str]:
         highest = max(item["label"] for item in datalist if item["label"] is not None)
@@ -356,21 +375,30 @@ def _classes(train: Datalist, test: Datalist | None, train_path: Any, test_path:
 
     names = names_of(train)
     if test is None:
-        return names
+        return names, [None] * len(names)
     _check_labels(test, test_path)
     other = names_of(test)
     if train.info.ordinal != test.info.ordinal:
         ordered, other_kind = ("grades", "classes without order")[:: 1 if train.info.ordinal else -1]
         raise ValueError(f"the labels of {train_path} are {ordered}, those of {test_path} are {other_kind}.")
-    unknown = [name for name in other if name not in names]
-    # Grades without names are numbers: the highest may be missing in the data set to test on.
-    numbered = train.info.class_names is None and test.info.class_names is None
-    if unknown or train.info.ordinal and not numbered and names != other:
-        raise ValueError(
-            f"the classes of {test_path} ({', '.join(other[:12])}) do not match those of {train_path}"
-            f" ({', '.join(names[:12])})."
-        )
-    return names
+    if set(other) <= set(names) and (not train.info.ordinal or len(other) == len(names)):
+        return names, [name if name in other else None for name in names]
+    # Of grades without names the highest may be missing: in the images to test on, not in those to learn from.
+    if train.info.ordinal and (len(other) == len(names) or test.info.class_names is None and len(other) < len(names)):
+        return names, [*other, *[None] * (len(names) - len(other))]
+    raise ValueError(
+        f"the {len(other)} {'grades' if train.info.ordinal else 'classes'} of {test_path} ({', '.join(other[:12])}) do"
+        f" not match the {len(names)} of {train_path} ({', '.join(names[:12])})."
+    )
+
+
+def _mapping_statement(classes: Sequence[str], test_classes: Sequence[str | None], test_dir: Any) -> list[str]:
+    """Says which grades of another data set were taken for which, where their names differ."""
+    pairs = [(name, other) for name, other in zip(classes, test_classes, strict=True) if other is not None]
+    if all(name == other for name, other in pairs):
+        return []
+    mapped = ", ".join(f"{other} for {name}" for name, other in pairs)
+    return [f"The grades of {test_dir} have other names, and were matched by their order: {mapped}."]
 
 
 def _load(checkpoint: Any, densenet: Any) -> list[dict[str, Any]]:
@@ -442,14 +470,14 @@ class _Decoded:
         self,
         train: Datalist,
         test: Datalist | None,
-        classes: list[str],
+        test_classes: list[str | None],
         crop: float,
         num_workers: int,
         on_error: str,
         field_of_view: str | None,
         output: Path,
     ) -> None:
-        self.train, self.test, self.classes, self.crop = train, test, classes, crop
+        self.train, self.test, self.test_classes, self.crop = train, test, test_classes, crop
         self.num_workers, self.on_error, self.output = num_workers, on_error, output
         self.field_of_view = field_of_view
         self.sets: list[CachedImages] = []
@@ -517,7 +545,7 @@ class _Decoded:
             self.ids = [f"train/{i}" for i in parts[0].ids] + [f"test/{i}" for i in parts[1].ids]
             # Numbers of the first data set; patients of two data sets are never the same one.
             names = self.test.info.class_names if self.test is not None else None
-            place = [self.classes.index(name) for name in names] if names else list(range(len(self.classes)))
+            place = [self.test_classes.index(n) for n in names] if names else list(range(len(self.test_classes)))
             labels.append(torch.tensor([-1 if i < 0 else place[i] for i in parts[1].labels.tolist()]))
             self.groups += [None if group is None else f"test/{group}" for group in parts[1].groups]
             self.splits = [*["train"] * len(parts[0]), *["test"] * len(parts[1])]

@@ -290,12 +290,12 @@ def _load_data(folder: Path, result: Mapping[str, Any], place: Any, keys: Mappin
             raise IndexError
     except (KeyError, TypeError, ValueError, IndexError):
         raise ValueError(f"{folder / 'folds.json'} is no file of folds.") from None
-    about, names = result["dataset"], [entry["name"] for entry in result["classes"]]
+    about, test_names = result["dataset"], [entry.get("test_name", entry["name"]) for entry in result["classes"]]
     train = load_datalist(place, about["section"], on_error="skip", **{**about.get("keys", {}), **keys})
     by_id = {str(item["id"]): item for item in train}
     if about["test_path"] is not None:
-        test = load_datalist(about["test_path"], about["test_section"], on_error="skip")
-        number = {i: names.index(name) for i, name in enumerate(test.info.class_names or []) if name in names}
+        test = load_datalist(about["test_path"], about["test_section"], on_error="skip", **about.get("test_keys", {}))
+        number = {i: test_names.index(n) for i, n in enumerate(test.info.class_names or []) if n in test_names}
         by_id = {f"train/{i}": item for i, item in by_id.items()}
         for item in test:
             label = item["label"]

@@ -70,7 +70,7 @@ def test_grades(encoder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert result["dataset"]["path"] == PHANTOM and result["dataset"]["labelled"] == 40
     counts = np.bincount([item["label"] for item in load_datalist(PHANTOM)], minlength=5).tolist()
     assert result["classes"] == [
-        {"name": n, "count": c, "test_count": None} for n, c in zip(DR_GRADES, counts, strict=True)
+        {"name": n, "count": c, "test_name": None, "test_count": None} for n, c in zip(DR_GRADES, counts, strict=True)
     ]
     kept = {name: result["folds"][name] for name in ("kind", "n", "repeats", "seed", "left_out", "file", "test")}
     assert kept == {
@@ -196,8 +196,39 @@ def test_grades_without_names_in_another_data_set(encoder_file: Path, tmp_path: 
     result = evaluate_checkpoints(encoder_file, tmp_path / "four.json", tmp_path, **few)
     assert [entry["test_count"] for entry in result["classes"]] == [6, 6, 6, 0]
     few["test_dir"] = tmp_path / "four.json"
-    with pytest.raises(ValueError, match=r"four\.json \(0, 1, 2, 3\) do not match those of .*three\.json \(0, 1, 2\)"):
+    message = r"the 4 grades of .*four\.json \(0, 1, 2, 3\) do not match the 3 of .*three\.json \(0, 1, 2\)"
+    with pytest.raises(ValueError, match=message):
         evaluate_checkpoints(encoder_file, tmp_path / "three.json", tmp_path, **few)
+
+
+def test_columns_and_grades_of_another_data_set(
+    encoder_file: Path, tmp_path: Path, few: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    """Grades of other names are matched by their order, which is said; the columns of either table can be named."""
+    class_folder(tmp_path / "data")
+    rows = [f"class {label}/{i},{label},{2 - label}\n" for label in range(3) for i in range(6)]
+    (tmp_path / "data" / "list.csv").write_text("file,grade,reversed_grade\n" + "".join(rows))
+    items = [{"image": f"data/class {c}/{i}.png", "label": c} for c in range(3) for i in range(6)]
+    labels = {"0": "none", "1": "some", "2": "much"}
+    (tmp_path / "named.json").write_text(json.dumps({"ordinal": True, "labels": labels, "all": items}))
+    train, test = tmp_path / "named.json", tmp_path / "data" / "list.csv"
+    keys = {"test_image_key": "file", "test_label_key": "grade"}
+    result = evaluate_checkpoints(encoder_file, train, tmp_path, test_dir=test, **few, **keys)
+    assert result["dataset"]["keys"] == {} and result["dataset"]["test_keys"] == {
+        "image_key": "file",
+        "label_key": "grade",
+    }
+    assert [entry["test_name"] for entry in result["classes"]] == ["0", "1", "2"]
+    assert found(result, "color baseline")["accuracy"]["mean"] == 1
+    said = [
+        text for text in result["statements"] if "matched by their order: 0 for none, 1 for some, 2 for much." in text
+    ]
+    assert len(said) == 1 and said[0] in capsys.readouterr().out
+    keys["test_label_key"] = "reversed_grade"
+    turned = evaluate_checkpoints(encoder_file, train, tmp_path, test_dir=test, **few, **keys)
+    assert found(turned, "color baseline")["accuracy"]["mean"] < 0.5
+    with pytest.raises(ValueError, match="test_label_key is 'reversed_grade', but there is no other data set to test on"):
+        evaluate_checkpoints(encoder_file, train, tmp_path, test_label_key="reversed_grade", **few)
 
 
 def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
@@ -222,7 +253,7 @@ def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: di
     assert [entry["count"] for entry in matched["classes"]] == [6, 12, 12]
     assert [entry["test_count"] for entry in matched["classes"]] == [0, 6, 6]
     with pytest.raises(
-        ValueError, match=r"classes of .*abc \(class 0, .*\) do not match those of .*bc \(class 1, class 2"
+        ValueError, match=r"3 classes of .*abc \(class 0, .*\) do not match the 2 of .*bc \(class 1, class 2"
     ):
         evaluate_checkpoints(encoder_file, tmp_path / "bc", tmp_path, test_dir=tmp_path / "abc", **few)
     with pytest.raises(ValueError, match="are grades, those of .*abc are classes without order"):
