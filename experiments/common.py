@@ -178,8 +178,8 @@ PRESETS = {
             "flowers": 60,
             "dogs": 40,
             "retinamnist": 30,
-            "circle-square": 60,
-            "rectangle-triangle": 60,
+            "circle-square": 30,
+            "rectangle-triangle": 30,
         },
         training={
             "batch_size": 32,
