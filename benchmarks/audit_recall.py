@@ -15,6 +15,11 @@ the precision is the share of linked pairs, over originals and copies of that ki
 originals that are linked without any copy are no mistakes of these copies: a person has to judge them. They are listed.
 
     python benchmarks/audit_recall.py --data data/idrid
+
+With ``--other`` it counts the links between two data sets from different clinics instead: each is a mistake, whatever
+the method itself holds for the truth.
+
+    python benchmarks/audit_recall.py --data data/idrid --other data/aptos2019
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import argparse
 import io
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,22 +100,35 @@ def patch(image: Image.Image) -> torch.Tensor | None:
     return field_patch(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Recall and precision of near duplicates on made copies.")
-    parser.add_argument("--data", required=True, help="data set, as conrec-monai info takes it")
-    parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
-    parser.add_argument("--size", type=int, help="bring the images to this side first")
-    options = parser.parse_args(arguments)
-    items = list(load_datalist(options.data, on_error="skip"))
-    if options.limit is not None and options.limit < len(items):
-        items = [items[i] for i in np.linspace(0, len(items) - 1, options.limit).round().astype(int)]
+def load(path: str, limit: int | None, size: int | None) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    """Items and images of a data set, as the options say."""
+    items = list(load_datalist(path, on_error="skip"))
+    if limit is not None and limit < len(items):
+        items = [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
     images = []
     for item in items:
         array = item["image"] if isinstance(item["image"], np.ndarray) else read_image(item["image"])
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).convert("RGB")
-        images.append(image.resize((options.size, options.size)) if options.size else image)
+        images.append(image.resize((size, size)) if size else image)
+    return items, images
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Recall and precision of near duplicates on made copies.")
+    parser.add_argument("--data", required=True, help="data set, as conrec-monai info takes it")
+    parser.add_argument("--other", help="a data set that shares no photograph with it: count the links between both")
+    parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
+    parser.add_argument("--size", type=int, help="bring the images to this side first")
+    options = parser.parse_args(arguments)
+    items, images = load(options.data, options.limit, options.size)
     count = len(images)
     originals = [patch(image) for image in images]
+    if options.other is not None:
+        others = [patch(image) for image in load(options.other, options.limit, options.size)[1]]
+        across = [(a, b) for a, b in near_pairs([*originals, *others]) if a < count <= b]
+        print(f"{options.data}: {count} images; {options.other}: {len(others)} images")
+        print(f"of {count * len(others)} pairs across, {len(across)} are linked")
+        return
     alike = linked(count, near_pairs(originals))
     truth = list(range(count))
     for group in alike:
