@@ -56,10 +56,13 @@ class Setting(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What one data set gave, each [metrics]: score of model a, its interval [metrics, 2], p value of a against b."""
+    """What one data set gave, each [metrics]: score of model a, its intervals [metrics, 3, 2] (that of the library, the
+    quantiles of the replicates, and these mirrored at the score), deviation of its replicates, p value of a against b.
+    """
 
     scores: np.ndarray
     intervals: np.ndarray
+    deviations: np.ndarray
     p: np.ndarray
 
 
@@ -109,12 +112,17 @@ def true_score(seed: int, setting: Setting) -> np.ndarray:
 def trial(seed: int, setting: Setting) -> Trial:
     """One data set, scored as a user would."""
     labels, groups, (a, b) = draw(setting, np.random.default_rng([2, seed]))
-    scores = {name: s["mean"] for name, s in score(labels, a, True, K).items()}
+    scores = {name: float(s["mean"]) for name, s in score(labels, a, True, K).items()}  # type: ignore[arg-type]
     drawn = bootstrap(labels, a, groups, True, K, setting.replicates, seed)
     compared = compare(labels, a, b, groups, True, K, setting.replicates, seed)
+    intervals = []
+    for name, value in scores.items():
+        quantiles = np.nanquantile(drawn[name], [0.025, 0.975])
+        intervals.append([interval(name, value, drawn[name]), quantiles, 2 * value - quantiles[::-1]])
     return Trial(
         np.array(list(scores.values())),
-        np.array([interval(name, float(scores[name]), drawn[name]) for name in scores]),  # type: ignore[arg-type]
+        np.array(intervals),
+        np.array([np.nanstd(drawn[name], ddof=1) for name in scores]),
         np.array([compared[name]["p"] for name in scores]),
     )
 
@@ -132,22 +140,27 @@ def simulate(
         run: ``map``, or that of a pool.
 
     Returns:
-        ``{metric: {"truth", "deviation", "coverage", "below", "above", "rejected"}}``: the true score, standard
-        deviation of the score, share of intervals that hold the truth, of those wholly below and above it, and of
-        paired tests at 5 % that reject.
+        ``{metric: {"truth", "deviation", "spread", "coverage", "below", "above", "rejected", "percentile",
+        "basic"}}``: the true score, standard deviation of the score, the deviation of the replicates (root of the mean
+        square) in units of it, share of intervals that hold the truth, of those wholly below and above it, of paired
+        tests at 5 % that reject, and of the other two kinds of intervals that hold the truth.
     """
     start = seed * 10**6
     truth = np.mean(list(run(partial(true_score, setting=setting), range(start, start + truths))), axis=0)
     done = list(run(partial(trial, setting=setting), range(start, start + trials)))
-    scores, intervals, p = (np.array(values) for values in zip(*done, strict=True))
+    scores, intervals, deviations, p = (np.array(values) for values in zip(*done, strict=True))
     low, high = intervals[..., 0], intervals[..., 1]
+    held = ((low <= truth[:, None]) & (truth[:, None] <= high)).mean(axis=0)
     columns = {
         "truth": truth,
         "deviation": scores.std(axis=0),
-        "coverage": ((low <= truth) & (truth <= high)).mean(axis=0),
-        "below": (high < truth).mean(axis=0),
-        "above": (low > truth).mean(axis=0),
+        "spread": np.sqrt((deviations**2).mean(axis=0)) / scores.std(axis=0),
+        "coverage": held[:, 0],
+        "below": (high[..., 0] < truth).mean(axis=0),
+        "above": (low[..., 0] > truth).mean(axis=0),
         "rejected": (p < 0.05).mean(axis=0),
+        "percentile": held[:, 1],
+        "basic": held[:, 2],
     }
     return {name: {k: float(v[i]) for k, v in columns.items()} for i, name in enumerate(metric_names(True, K))}
 
@@ -166,11 +179,14 @@ def main() -> None:
     with get_context("spawn").Pool(os.cpu_count()) as pool:
         run = partial(pool.map, chunksize=10)
         result = simulate(setting, args.trials, args.truths, args.seed, run)
-    print("| metric | truth | deviation | coverage % | below % | above % | null rejected % |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ["metric", "truth", "deviation", "spread", "coverage %", "below %", "above %", "null rejected %"]
+    print(f"| {' | '.join([*heads, '*quantiles*', '*basic*'])} |")
+    print("|---" * 10 + "|")
     for name, row in result.items():
         shares = " | ".join(f"{100 * row[k]:.1f}" for k in ("coverage", "below", "above", "rejected"))
-        print(f"| {name} | {row['truth']:.3f} | {row['deviation']:.3f} | {shares} |")
+        others = " | ".join(f"*{100 * row[k]:.1f}*" for k in ("percentile", "basic"))
+        numbers = f"{row['truth']:.3f} | {row['deviation']:.3f} | {row['spread']:.2f}"
+        print(f"| {name} | {numbers} | {shares} | {others} |")
 
 
 if __name__ == "__main__":

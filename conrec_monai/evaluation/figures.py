@@ -309,6 +309,9 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Any:
             axes.set_yticks(np.arange(1, size) - 0.5, minor=True)
             axes.grid(which="minor", color="white", linewidth=1.5)
             axes.tick_params(which="minor", length=0)
+        else:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
         return figure
 
 

@@ -241,20 +241,29 @@ def _check_value(value: Any, interval: Any) -> None:
 
 
 def _titles(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
-    """A heading for each evaluation; the folder is named where they would be equal."""
+    """A heading for each evaluation; where they would be equal the folder is named, all of it where need be."""
     titles = []
     for result in results:
         dataset, settings = result["dataset"], result["settings"]
-        title = str(dataset["name"]) + (f", {dataset['section']}" if dataset["section"] else "")
+        title = _data_name(dataset) + (f", {dataset['section']}" if dataset["section"] else "")
         if dataset["test_path"]:
             title += f", tested on {Path(dataset['test_path']).name}"
         if settings.get("field_of_view") == "normalize":
             title += ", field of view normalized"
         titles.append(title)
-    return [
-        title if titles.count(title) == 1 else f"{title} ({folder})"
-        for title, folder in zip(titles, folders, strict=True)
-    ]
+    for names in ([folder.name for folder in folders], [str(folder) for folder in folders]):
+        longer = [
+            title if titles.count(title) == 1 else f"{title} ({name})"
+            for title, name in zip(titles, names, strict=True)
+        ]
+        if len(set(longer)) == len(longer):
+            break
+    return longer
+
+
+def _data_name(dataset: Mapping[str, Any]) -> str:
+    """The last part of its path, which is shorter than what its layout is called."""
+    return Path(dataset["path"]).name or str(dataset["path"])
 
 
 @dataclass
@@ -546,7 +555,15 @@ class _Evaluation:
             )
         parts.append(_grid(charts))
         for block in self.blocks:
-            parts.append(f"<h4>{_text(_block_title(block))}</h4>{self._scores_of(block)}{self._differences_of(block)}")
+            title, scores, differences = _block_title(block), self._scores_of(block), self._differences_of(block)
+            if block == self.headline:
+                parts.append(f"<h4>{_text(title)}</h4>{scores}{_folded('Paired differences', differences)}")
+            else:
+                parts.append(
+                    _folded(
+                        f"{title}: all scores{' and paired differences' if differences else ''}", scores + differences
+                    )
+                )
         notes = " ".join(METRIC_NOTES[name] for name in self.metrics if name in METRIC_NOTES)
         parts.append(
             '<p class="note">Means over the folds, below them 95 % intervals from a bootstrap over groups (images that'
@@ -1157,7 +1174,7 @@ def _page(evaluations: Sequence[_Evaluation], audit: Mapping[str, Any] | None, f
     provenance = "".join(f"<h3>{_text(e.title)}</h3>{e.provenance()}" for e in evaluations)
     sections.append(("provenance", "Commands, seeds, versions", provenance))
     links = "".join(f'<li><a href="#{name}">{_text(title)}</a></li>' for name, title, _ in sections)
-    data = list(dict.fromkeys(e.result["dataset"]["name"] for e in evaluations))
+    data = list(dict.fromkeys(_data_name(e.result["dataset"]) for e in evaluations))
     lead = f"{_listing(models) or 'Baselines'} on {_listing(data)}"
     body = "".join(
         f'<section id="{name}"><h2>{_text(title)}</h2>\n{content}</section>\n' for name, title, content in sections
@@ -1195,6 +1212,11 @@ def _code(text: Any) -> str:
 
 def _grid(figures: Sequence[str]) -> str:
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+
+
+def _folded(title: str, content: str) -> str:
+    """What is shown when it is asked for."""
+    return f"<details><summary>{_text(title)}</summary>{content}</details>" if content else ""
 
 
 def _row(name: str, cells: Iterable[str]) -> str:
@@ -1329,6 +1351,10 @@ nav a:hover { text-decoration: underline; }
   color: var(--ink); }
 .verdict.better { background: #d9ebf6; color: #004a75; font-weight: 600; }
 .verdict.worse { background: #fae3d3; color: #8a3300; font-weight: 600; }
+details { border-top: 1px solid var(--rule); }
+details + p, details + section { border-top: 1px solid var(--rule); padding-top: 1rem; }
+summary { cursor: pointer; padding: .6rem 0; font-weight: 600; font-size: .95rem; }
+summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .scroll { overflow-x: auto; margin: 1rem 0 1.8rem; }
 .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 100%; }

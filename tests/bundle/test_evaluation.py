@@ -227,7 +227,9 @@ def test_columns_and_grades_of_another_data_set(
     keys["test_label_key"] = "reversed_grade"
     turned = evaluate_checkpoints(encoder_file, train, tmp_path, test_dir=test, **few, **keys)
     assert found(turned, "color baseline")["accuracy"]["mean"] < 0.5
-    with pytest.raises(ValueError, match="test_label_key is 'reversed_grade', but there is no other data set to test on"):
+    with pytest.raises(
+        ValueError, match="test_label_key is 'reversed_grade', but there is no other data set to test on"
+    ):
         evaluate_checkpoints(encoder_file, train, tmp_path, test_label_key="reversed_grade", **few)
 
 

@@ -30,7 +30,7 @@ pytest.importorskip("matplotlib")
 
 from conrec_monai.data import load_datalist
 from conrec_monai.evaluation import FoldPrediction, untrained_encoders
-from conrec_monai.evaluation.figures import calibration, plain_text
+from conrec_monai.evaluation.figures import calibration, confusion_chart, plain_text
 from conrec_monai.evaluation.metrics import METRICS, metric_names
 from conrec_monai.evaluation.report import write_report
 from conrec_monai.networks.nets import ConRecUNet
@@ -531,3 +531,10 @@ def test_in_chromium(made: Any, tmp_path: Path) -> None:
             assert len(sizes) == Page(made[3]).figures().count("figure") and min(sizes) > 100
             assert int(title[2]) <= int(title[3])  # nothing is wider than a phone
             assert title[4] == "0"
+
+
+def test_confusion_of_many_classes_has_whole_ticks() -> None:
+    figure = confusion_chart(np.eye(20, dtype=int), [f"class {i}" for i in range(20)])
+    figure.canvas.draw()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        assert all(float(tick).is_integer() for tick in axis.get_majorticklocs())
