@@ -10,7 +10,7 @@ DATA ?= ../data
 PRESET ?= cpu
 SYNTHETIC_RESULTS ?= output/synthetic_64px
 
-.PHONY: demo test lint types format table1 figure3 aptos-64px synthetic-64px example-weights clean
+.PHONY: demo test lint types format table1 figure3 report aptos-64px synthetic-64px example-weights clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
@@ -58,6 +58,20 @@ table1 figure3: $(VENV)/installed
 	  $(if $(COLUMNS),--columns $(COLUMNS)) $(if $(ROWS),--rows $(ROWS)) \
 	  $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(SUPERVISED_EPOCHS),--supervised-epochs $(SUPERVISED_EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
+
+# Pages about the runs of make table1 and make figure3: docs/results/report (photographs of RetinaMNIST alone), and
+# RESULTS/report.html with those of all sets, which is not for passing on.
+REPORT = $(BIN)/python -m conrec_monai report
+report: RESULTS ?= output/table1
+report: RETINAMNIST = Photographs: RetinaMNIST of MedMNIST v2 (Yang et al., 2023), from DeepDRiD (Liu et al., 2022), CC BY 4.0.
+report: $(VENV)/installed
+	$(BIN)/python -m conrec_monai audit $(DATA)/aptos2019 --output $(RESULTS)/audit_aptos2019.json
+	$(REPORT) $(RESULTS)/evaluations/{aptos,aptos-normalized}/{frozen,fractions} --pictures none \
+	  --audit $(RESULTS)/audit_aptos2019.json --output docs/results/report/aptos2019.html
+	$(REPORT) $(RESULTS)/evaluations/retinamnist/frozen --credit "$(RETINAMNIST)" \
+	  --output docs/results/report/retinamnist.html
+	$(REPORT) $(RESULTS)/evaluations/{aptos,aptos-normalized,flowers,dogs,retinamnist}/frozen \
+	  --audit $(RESULTS)/audit_aptos2019.json --output $(RESULTS)/report.html
 
 # docs/results/aptos_64px.md: 16 epochs on APTOS 2019 at 64 px; DATA holds the folder aptos2019. Resumes where it stopped.
 aptos-64px: RESULTS ?= output/aptos_64px

@@ -406,12 +406,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--audit", metavar="FILE", help="audit.json of conrec-monai audit")
     parser.add_argument("--figures", metavar="DIR", help="folder to which each figure goes as PNG and SVG too")
+    parser.add_argument("--credit", metavar="TEXT", help="whose photographs these are, under which license")
 
 
 def _run_report(options: argparse.Namespace) -> None:
     from conrec_monai.evaluation.report import write_report
 
-    names = ("dataset", *COLUMNS, "pictures", "audit", "figures")
+    names = ("dataset", *COLUMNS, "pictures", "audit", "figures", "credit")
     path = write_report(options.results, options.output, **{name: getattr(options, name) for name in names})
     print(f"written: {path}")
 

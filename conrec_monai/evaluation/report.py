@@ -103,6 +103,7 @@ def write_report(
     pictures: str = "all",
     audit: str | os.PathLike | None = None,
     figures: str | os.PathLike | None = None,
+    credit: str | None = None,
     **keys: str | None,
 ) -> Path:
     """Writes a page about one or more evaluations: one HTML file that opens offline, without scripts.
@@ -118,6 +119,7 @@ def write_report(
         pictures: "all", or "none" for a page without photographs.
         audit: JSON of ``conrec-monai audit``.
         figures: folder to which each figure goes as PNG and SVG too; created.
+        credit: whose photographs these are, and under which license they are shown; at the top of the page.
         **keys: ``image_key``, ``label_key``, ``group_key``, ``split_key``; see
             :func:`conrec_monai.data.load_datalist`.
 
@@ -155,7 +157,7 @@ def write_report(
     for number, ((folder, content), title) in enumerate(zip(loaded, titles, strict=True), 1):
         data, note = _find_data(folder, content, dataset, given)
         evaluations.append(_Evaluation(number, title, folder, content, data, note, pictures == "all", page))
-    body = _page(evaluations, found, page)
+    body = _page(evaluations, found, page, credit)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     temporary.write_text(body, encoding="utf-8")
@@ -1145,7 +1147,9 @@ def _brief(value: Any, length: int = 160) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _page(evaluations: Sequence[_Evaluation], audit: Mapping[str, Any] | None, figures: _Figures) -> str:
+def _page(
+    evaluations: Sequence[_Evaluation], audit: Mapping[str, Any] | None, figures: _Figures, credit: str | None
+) -> str:
     several = len(evaluations) > 1
     pretrained = ("checkpoint", "imagenet")
     models = list(dict.fromkeys(m for e in evaluations for m, kind in e.kinds.items() if kind in pretrained))
@@ -1187,7 +1191,8 @@ def _page(evaluations: Sequence[_Evaluation], audit: Mapping[str, Any] | None, f
         ' img-src data:">\n'
         f'<link rel="icon" href="data:,">\n<title>{_text(lead)}: evaluation report</title>\n<style>{CSS}</style>\n'
         f'</head>\n<body>\n<header><p class="kind">Evaluation report</p><h1>{_text(lead)}</h1>\n'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>\n{body}</main>\n'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>{_note(credit) if credit else ""}</header>\n'
+        f"<main>\n{body}</main>\n"
         "<footer><p>Made by ConRec for MONAI. Everything on this page is inside this file.</p></footer>\n"
         "</body>\n</html>\n"
     )

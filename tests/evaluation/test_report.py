@@ -316,8 +316,9 @@ def test_same_input_same_bytes_and_no_photographs_on_request(made: Any) -> None:
     assert (folder / "again.html").read_text(encoding="utf-8") == text
     for path in (folder / "figures").iterdir():
         assert (folder / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-    write_report(results, folder / "none.html", pictures="none")
+    write_report(results, folder / "none.html", pictures="none", credit="from <the> clinic, CC BY 4.0")
     page = Page((folder / "none.html").read_text(encoding="utf-8"))
+    assert "from <the> clinic, CC BY 4.0" in "".join(page.words)
     assert "img" not in page.figures() and "image" not in {tag for tag, _ in page.tags}
     assert "data:image" not in (folder / "none.html").read_text(encoding="utf-8")
     assert "confusion-1" in page.ids() and "Photographs are left out" in "".join(page.words)
@@ -336,9 +337,8 @@ def test_several_results(tmp_path: Path) -> None:
     encoder = make_run(tmp_path / "a")
     raw = make_result(tmp_path / "raw", {"ConRec": encoder})
     other = make_result(tmp_path / "other", {"ConRec": encoder})
-    other["dataset"]["name"] = "others"
-    (tmp_path / "other" / "metrics.json").write_text(json.dumps(other))
     write_report([tmp_path / "raw", tmp_path / "other"], tmp_path / "new" / "r.html", pictures="none")
+    assert "<h2>phantom:n=60,size=32,seed=0 (other)</h2>" in (tmp_path / "new" / "r.html").read_text(encoding="utf-8")
     page = Page((tmp_path / "new" / "r.html").read_text(encoding="utf-8"))
     assert {"overview", "evaluation-1", "evaluation-2", "map-2"} <= set(page.ids())
     value = raw["results"][1]["metrics"]["qwk"]["mean"]  # linear, standardized
