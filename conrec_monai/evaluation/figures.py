@@ -222,7 +222,7 @@ def interval_chart(values: Sequence[Interval], metric: str) -> Any:
             )
         axes.set_yticks(range(len(values)), [_short(v.name, 36) for v in values], color=INK)
         axes.set_ylim(len(values) - 0.4, -0.6)
-        axes.set_xlabel(f"{metric}, mean with 95 % interval")
+        axes.set_xlabel(f"{metric}, mean with 95 % interval", loc="right")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         return figure
