@@ -20,15 +20,15 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	@rm -rf $(DEMO) && mkdir $(DEMO)
-	@echo "Pretraining on 600 drawn fundus photographs, some 3 minutes on 2 cores ..."
+	@if [ -e $(DEMO)/encoder.pt ]; then rm -rf $(DEMO); fi; mkdir -p $(DEMO)  # one that was stopped goes on
+	@echo "Pretraining on 600 drawn fundus photographs; make demo goes on after an interruption ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
 	  --dataset_dir phantom:n=600,size=64,seed=0 --output_dir $(DEMO) \
-	  --image_size 64 --features "[16,32,64,128]" --max_epochs 8 --probe_every 0 --pictures_every 4 \
-	  2>&1 | tee $(DEMO)/train.log; exit $${PIPESTATUS[0]}
+	  --image_size 64 --features "[16,32,64,128]" --max_epochs 8 --probe_every 0 --pictures_every 4 --resume True \
+	  2>&1 | tee -i -a $(DEMO)/train.log; exit $${PIPESTATUS[0]}
 	@echo "Scoring the frozen encoder on 600 other drawn photographs ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
-	  --dataset_dir phantom:n=600,size=64,seed=1 --output_dir $(DEMO) 2>&1 | tee $(DEMO)/evaluate.log; exit $${PIPESTATUS[0]}
+	  --dataset_dir phantom:n=600,size=64,seed=1 --output_dir $(DEMO) 2>&1 | tee -i $(DEMO)/evaluate.log; exit $${PIPESTATUS[0]}
 	@echo
 	@echo "Pictures (input, reconstruction, target): $(DEMO)/pictures/"
 	@echo "Encoder:    $(DEMO)/encoder.pt      Checkpoint: $(DEMO)/checkpoint.pt"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -182,7 +183,7 @@ def evaluate_checkpoints(
     for candidate in candidates:
         candidate.images = chosen[id(candidate.images)]
     declared = [decoded.groups[i] for i in labelled]
-    found = duplicate_groups(decoded.for_duplicates()[torch.from_numpy(labelled)]) if group_duplicates else []
+    found = duplicate_groups(*decoded.for_duplicates(labelled)) if group_duplicates else []
     groups = complete_groups(merge_groups(declared, found))
     splits = [decoded.splits[i] for i in labelled]
     if folds is not None:
@@ -191,9 +192,12 @@ def evaluate_checkpoints(
     else:
         plan = plan_folds(labels, groups, splits, n_folds, repeats, seed)
     plan.save(output / "folds.json", ids)
-    # Grades are of patients; other classes have none.
-    patients_unknown = datalist.info.ordinal and all(group is None for group in declared)
-    statements += _data_statements(plan, labels, found, group_duplicates, patients_unknown)
+    statements += _data_statements(plan, labels, found, group_duplicates)
+    statements += _patient_statements(datalist, dataset_dir, test, test_dir)
+    if "normalize" in {field_of_view, *(entry["preprocessing"].get("field_of_view") for entry in loaded)}:
+        statements.append(
+            "The shape of a normalized field of view tells nothing: the shortcut baseline knows color alone."
+        )
     for candidate in candidates:
         statements += _pretraining_statements(candidate.name, candidate.about, decoded, plan, labelled)
 
@@ -517,23 +521,28 @@ class _Decoded:
         words = f"{size} px, {preprocessing['resize']}, {'gray' if channels == 1 else 'color'}{normalized}"
         return self._images[key], words
 
-    def for_duplicates(self) -> torch.Tensor:
-        """The whole images at one size, whatever the encoders take: groups and folds are those of the data.
+    def for_duplicates(self, chosen: np.ndarray) -> list[torch.Tensor]:
+        """The whole images at these positions, in order, those of a data set at one size, whatever the encoders take:
+        groups and folds are those of the data.
 
         Arrays that are smaller keep their size: enlarged, they would seem to show what they do not.
         """
-        sides = [min(item["image"].shape[1:]) for part in self.sets for item in part.data if _is_array(item)]
-        size = min([DUPLICATES_SIZE, *sides])
-        already = self._images.get((size, "squash", 3, None))
-        if already is not None and round(size / self.crop) == size:  # an encoder takes just these
-            return already
-        parts = [
-            CachedImages(part.data, size, "squash", 3, self.num_workers, on_error=self.on_error) for part in self.sets
-        ]
-        images = torch.cat([part.images for part in parts])
-        if len(images) != len(self.ids):
-            raise ValueError("images that could be read at one size cannot be read at another.")
-        return images
+        logging.getLogger("conrec_monai").info(f"searching {len(chosen)} images for duplicates")
+        parts, start = [], 0
+        for part in self.sets:
+            sides = [min(item["image"].shape[1:]) for item in part.data if _is_array(item)]
+            size, end = min([DUPLICATES_SIZE, *sides]), start + len(part)
+            images = self._images.get((size, "squash", 3, None))
+            if images is not None and round(size / self.crop) == size:  # an encoder takes just these
+                images = images[start:end]
+            else:
+                again = CachedImages(part.data, size, "squash", 3, self.num_workers, on_error=self.on_error)
+                if len(again) != len(part):
+                    raise ValueError("images that could be read at one size cannot be read at another.")
+                images = again.images
+            parts.append(images[torch.from_numpy(chosen[(chosen >= start) & (chosen < end)] - start)])
+            start = end
+        return parts
 
     def _collect(self, parts: Sequence[CachedImages]) -> None:
         self.ids = [i for part in parts for i in part.ids]
@@ -624,24 +633,39 @@ def _data_statements(
     labels: np.ndarray,
     found: Sequence[Sequence[int]],
     searched: bool,
-    patients_unknown: bool,
 ) -> list[str]:
     statements = []
+    cross_validated = plan.kind not in ("official", "other data set")
     if not searched:
         statements.append("Duplicates were not searched for: copies of an image may lie on both sides of a fold.")
     elif found:
         conflicting = sum(len({int(labels[i]) for i in group}) > 1 for group in found)
         groups = "1 group" if len(found) == 1 else f"{len(found)} groups"
         statements.append(
-            f"{sum(map(len, found))} of {len(labels)} images are in {groups} of duplicates, kept on one side of every"
-            f" fold; the labels differ in {conflicting or 'none'} of them."
+            f"{sum(map(len, found))} of {len(labels)} images are in {groups} of duplicates"
+            + (", kept on one side of every fold" if cross_validated else "")
+            + f"; the labels differ in {conflicting or 'none'} of them."
         )
     if plan.left_out:
         what = "1 training image was" if plan.left_out == 1 else f"{plan.left_out} training images were"
         statements.append(f"{what} left out: a copy, or another one of the patient, is in the test part.")
-    if patients_unknown:
-        statements.append("Patients are not known: the eyes of one may lie on both sides of a fold.")
     return statements
+
+
+def _patient_statements(train: Datalist, train_path: Any, test: Datalist | None, test_path: Any) -> list[str]:
+    """Grades are of patients (other classes have none), who are known or not, in each data set."""
+    if not train.info.ordinal:
+        return []
+    unknown = [
+        str(path)
+        for datalist, path in ((train, train_path), (test, test_path))
+        if datalist is not None and all(item["group"] is None for item in datalist)
+    ]
+    if test is None:
+        return ["Patients are not known: the eyes of one may lie on both sides of a fold."] if unknown else []
+    if not unknown:
+        return ["A patient who is in both data sets is not recognized."]
+    return [f"Patients are not known in {' and '.join(unknown)}: a patient who is in both data sets is not recognized."]
 
 
 def _pretraining_statements(
@@ -674,10 +698,15 @@ def _pretraining_statements(
         statements.append(f"{name}: was trained with labels.")
     pretraining = about["pretraining"] or {}
     epoch, last = pretraining.get("epoch"), (pretraining.get("settings") or {}).get("max_epochs")
-    if epoch is not None and last is not None and epoch < last:
-        statements.append(
-            f"{name}: a checkpoint of epoch {epoch} of {last}. If it was chosen by its score on these labels, the score"
-            " is too good."
+    if epoch == 0 and last:
+        statements.insert(
+            0, f"{name}: was saved before the first of its {last} epochs ended: it is as good as untrained."
+        )
+    elif epoch is not None and last is not None and epoch < last:
+        statements.insert(
+            0,
+            f"{name}: a checkpoint of epoch {epoch} of {last}: the training was not finished. If this epoch was chosen"
+            " by its score on these labels, the score is too good.",
         )
     return statements
 

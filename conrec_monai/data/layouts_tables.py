@@ -276,7 +276,10 @@ def _choose(
     if missing:
         columns = "columns" if len(missing) > 1 else "column"
         found = some(filter(None, header), 50) or "none"
-        raise ValueError(f"{table} must have the {columns} {' and '.join(missing)}, found {found}")
+        keys = " and ".join(f"{role}_key" for role, name in wanted.items() if name in missing)
+        raise ValueError(
+            f"{table} must have the {columns} {' and '.join(missing)}, found {found} ({keys} names another)"
+        )
     return chosen
 
 

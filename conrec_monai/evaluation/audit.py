@@ -359,33 +359,47 @@ def _verdict(manifest: dict[str, Any]) -> str:
     crossed = manifest["splits_crossed"]
     if not crossed:
         splits = {split for row in manifest["classes"] for split in row["splits"]}
-        return "No leak across splits was found." if len(splits) > 1 else "There are no splits that could leak."
+        text = "No leak across splits was found." if len(splits) > 1 else "There are no splits that could leak."
+        if (count := len(manifest["conflicting_labels"])) > 0:
+            text += (
+                f" But {_counted(count, 'group')} of duplicates {'has' if count == 1 else 'have'} conflicting labels."
+            )
+        elif (count := len(manifest["groups"])) > 0:
+            text += f" There {'is' if count == 1 else 'are'} {_counted(count, 'group')} of duplicates."
+        return text
     kinds = Counter(entry["kind"] for entry in crossed)
     parts = [
-        f"{kinds[kind]} {text}"
-        for kind, text in (("duplicates", "groups of duplicates"), ("group", "groups of the data set"))
+        f"{_counted(kinds[kind], 'group')} {text}"
+        for kind, text in (("duplicates", "of duplicates"), ("group", "of the data set"))
         if kinds[kind]
     ]
     images = len({name for entry in crossed for name in entry["images"]})
     return f"Leak: {' and '.join(parts)} ({images} images) lie on both sides of a split."
 
 
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def _findings(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     def groups(key: str) -> str:
         lists = manifest[key]
-        return f"{len(lists)} groups, {sum(map(len, lists))} images" if lists else "none"
+        return f"{_counted(len(lists), 'group')}, {sum(map(len, lists))} images" if lists else "none"
 
     own = manifest["own_groups"]
     black = len(manifest["black"])
     return [
         ("images", str(manifest["images"])),
-        ("groups of the data set", f"{own['groups']} groups, {own['images']} images" if own["groups"] else "none"),
+        (
+            "groups of the data set",
+            f"{_counted(own['groups'], 'group')}, {own['images']} images" if own["groups"] else "none",
+        ),
         ("exact duplicates", groups("exact")),
         ("near duplicates", groups("near")),
         ("both together", groups("groups")),
         (
             "conflicting labels",
-            f"{len(manifest['conflicting_labels'])} groups" if manifest["conflicting_labels"] else "none",
+            _counted(len(manifest["conflicting_labels"]), "group") if manifest["conflicting_labels"] else "none",
         ),
         ("groups across splits", str(len(manifest["splits_crossed"]) or "none")),
         ("unreadable or truncated", str(len(manifest["unreadable"]) or "none")),
@@ -446,6 +460,24 @@ def _shortcut_text(manifest: dict[str, Any]) -> str:
     )
 
 
+def audit_tables(manifest: dict[str, Any]) -> list[tuple[str, str, list[list[str]]]]:
+    """The manifest of :func:`audit` as tables for people.
+
+    Returns:
+        Title, an explanation ("" for none) and rows of texts, the first of which holds the heads, of each table.
+    """
+    shape = (
+        "Where the shape differs between classes, the label can be told without looking at the retina. Cut both ways:"
+        f" at top or bottom and at left or right. {_shortcut_text(manifest)}"
+    ).strip()
+    return [
+        ("What was found", _verdict(manifest), [["", "found"], *map(list, _findings(manifest))]),
+        ("Images by class and split", "", _class_table(manifest)),
+        ("Field of view by class", shape, _field_table(manifest)),
+        ("Image size by class", "", _size_table(manifest)),
+    ]
+
+
 def format_audit(manifest: dict[str, Any]) -> str:
     """The manifest of :func:`audit` as a short text: what was found, the classes, the field of view by class."""
     lines = [f"{shown(manifest['dataset']['path'])}: {manifest['dataset']['layout']}"]
@@ -470,7 +502,7 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --bad: #b3261e; --good: #1b7f3b; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --bad: #b3261e; --good: #1b7f3b; --warn: #b97f00; }
 @media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --good: #7bd88f; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -478,6 +510,7 @@ h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .verdict { border-left: .3rem solid var(--good); background: var(--soft); padding: .6rem 1rem; margin: 1rem 0; }
 .verdict.leak { border-color: var(--bad); font-weight: 600; }
+.verdict.warn { border-color: var(--warn); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
@@ -498,23 +531,20 @@ li { overflow-wrap: anywhere; font-size: .875rem; margin: .25rem 0; }
 def audit_page(manifest: dict[str, Any]) -> str:
     """The manifest of :func:`audit` as one self-contained HTML page without pictures."""
     path = _html(manifest["dataset"]["path"])
-    leak = " leak" if manifest["splits_crossed"] else ""
+    kind = " leak" if manifest["splits_crossed"] else " warn" if manifest["conflicting_labels"] else ""
+    (_, verdict, found), *tables = audit_tables(manifest)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>Audit of {path}</title><style>{_STYLE}</style></head><body>",
         f"<h1>Audit of {path}</h1><p class=quiet>{_html(manifest['dataset']['layout'])}</p>",
-        f'<p class="verdict{leak}">{_html(_verdict(manifest))}</p>',
-        _html_table([["", "found"], *map(list, _findings(manifest))]),
-        "<h2>Images by class and split</h2>",
-        _html_table(_class_table(manifest)),
-        "<h2>Field of view by class</h2>",
-        f"<p>Where the shape differs between classes, the label can be told without looking at the retina."
-        f" {_html(_shortcut_text(manifest))}</p>",
-        _html_table(_field_table(manifest)),
-        "<h2>Image size by class</h2>",
-        _html_table(_size_table(manifest)),
+        f'<p class="verdict{kind}">{_html(verdict)}</p>',
+        _html_table(found),
+        *(
+            f"<h2>{title}</h2>{f'<p>{_html(text)}</p>' if text else ''}{_html_table(rows)}"
+            for title, text, rows in tables
+        ),
         "<h2>Lists</h2>",
         _html_list(
             "Across splits",

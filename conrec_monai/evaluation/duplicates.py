@@ -131,7 +131,7 @@ def near_pairs(patches: Sequence[torch.Tensor | None], progress: bool = False) -
     return sorted(pairs)
 
 
-def duplicate_groups(images: torch.Tensor) -> list[list[int]]:
+def duplicate_groups(*images: torch.Tensor) -> list[list[int]]:
     """Find images that are equal, or show the same photograph.
 
     That a photograph was encoded again, resized, turned by 90, 180 or 270 degrees, mirrored, or made brighter or darker
@@ -139,23 +139,28 @@ def duplicate_groups(images: torch.Tensor) -> list[list[int]]:
     as drawn shapes, are only compared for equality.
 
     Args:
-        images: uint8 NCHW with 1 or 3 channels.
+        *images: uint8 NCHW with 1 or 3 channels; several of them when the images have different sizes.
 
     Returns:
-        Groups of two or more positions, each sorted, in the order of their first one; no image is in two groups.
+        Groups of two or more positions, each sorted, in the order of their first one; no image is in two groups. The
+        positions of further images go on where those of the first end.
 
     Raises:
         ValueError: for images that are not uint8 NCHW.
     """
-    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"expected uint8 images NCHW of 1 or 3 channels, got {images.dtype} of shape {list(images.shape)}"
-        )
-    images = images.cpu()
-    hashes = [content_hash(image) for image in images.numpy()]
+    for part in images:
+        if part.ndim != 4 or part.dtype != torch.uint8 or part.shape[1] not in (1, 3):
+            raise ValueError(
+                f"expected uint8 images NCHW of 1 or 3 channels, got {part.dtype} of shape {list(part.shape)}"
+            )
+    every = [image for part in images for image in part.cpu()]
+    hashes = [content_hash(image.numpy()) for image in every]
     first = dict(zip(reversed(hashes), reversed(range(len(hashes))), strict=True))
-    patches = [field_patch(images[i]) if first[key] == i else None for i, key in enumerate(hashes)]
-    return linked(len(images), [(first[key], i) for i, key in enumerate(hashes)] + near_pairs(patches))
+    patches = [
+        field_patch(image) if first[key] == i else None
+        for i, (key, image) in enumerate(zip(hashes, every, strict=True))
+    ]
+    return linked(len(every), [(first[key], i) for i, key in enumerate(hashes)] + near_pairs(patches))
 
 
 def linked(count: int, links: Iterable[Sequence[int]]) -> list[list[int]]:

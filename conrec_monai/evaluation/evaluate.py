@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .embedding import embed, embed_levels, has_levels
-from .fine_tuning import FineTuneSettings, predict_fine_tuned
+from .fine_tuning import SECONDS_BETWEEN_LINES, FineTuneSettings, predict_fine_tuned
 from .folds import FoldPlan, Folds, subsample
 from .knn import knn_predictions
 from .linear import Protocol, check_folds, linear_predictions
@@ -198,8 +201,10 @@ def evaluate(
     ]
     cells = []
     bar = tqdm(jobs, desc="evaluation", unit="job", disable=None if progress else True)
+    lines = _Lines(len(jobs), progress and bar.disable)  # no terminal: lines in its place
     for candidate, protocol, variant, fraction in bar:
         bar.set_postfix_str(f"{candidate.name}, {protocol}", refresh=False)
+        lines.write(f"{candidate.name}, {protocol}")
         folds = subsample(labels, plan.folds, fraction, fraction_repeats, seed)
         cells.append(runner.run(candidate, protocol, variant, fraction, folds, fine_tuning.get(protocol)))
 
@@ -274,6 +279,25 @@ def _applies(protocol: str, candidate: Candidate) -> bool:
     if protocol in FINE_TUNED:
         return candidate.kind in ("checkpoint", "imagenet")
     return candidate.kind != "random"
+
+
+class _Lines:
+    """Says in a log how far an evaluation is, once in ten seconds."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        self.total, self.wanted = total, wanted
+        self.done, self.start = 0, time.monotonic()
+        self.written = -math.inf
+
+    def write(self, what: str) -> None:
+        """A job begins; those before it are done."""
+        now = time.monotonic()
+        if self.wanted and now - self.written >= SECONDS_BETWEEN_LINES:
+            left = round((now - self.start) / self.done * (self.total - self.done)) if self.done else None
+            text = "" if left is None else f", {left // 60} min {left % 60:02d} s left"
+            logging.getLogger("conrec_monai").info(f"evaluation {self.done}/{self.total}: {what}{text}")
+            self.written = now
+        self.done += 1
 
 
 class _Runner:

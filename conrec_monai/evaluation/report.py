@@ -38,6 +38,8 @@ from conrec_monai.networks.utils import load_encoder, load_model, read_checkpoin
 from conrec_monai.transforms import TwoViews
 
 from . import figures as draw
+from .audit import SCHEMA as AUDIT_SCHEMA
+from .audit import audit_tables
 from .embedding import central_part, embed
 from .evaluate import untrained_encoders
 from .metrics import higher_is_better
@@ -143,7 +145,7 @@ def write_report(
     paths = sorted({result["dataset"]["path"] for _, result in loaded})
     if dataset is not None and len(paths) > 1:
         raise ValueError(f"a data set can be named for results of one alone, these are of {' and '.join(paths)}.")
-    found = None if audit is None else _read_json(Path(audit), "audit")
+    found = None if audit is None else _read_audit(Path(audit))
     output = Path(output)
     if output.is_dir():
         raise ValueError(f"{output} is a folder, expected the file to write.")
@@ -445,7 +447,12 @@ class _Evaluation:
             ("Classes", _class_counts(result["classes"])),
             ("Split", f"{plan}, seed {folds['seed']}"),
             ("Groups", "none known: every image stands alone" if groups is None else f"{groups}, kept on one side"),
-            ("Duplicates", "not searched for" if duplicates is None else f"{duplicates} groups found"),
+            (
+                "Duplicates",
+                "not searched for"
+                if duplicates is None
+                else f"{duplicates} group{'' if duplicates == 1 else 's'} found",
+            ),
             ("Field of view", "normalized" if result["settings"].get("field_of_view") else "as photographed"),
         ]
         rows = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts)
@@ -1079,76 +1086,32 @@ def _float(text: Any) -> float | None:
     return value if np.isfinite(value) else None
 
 
-AUDIT = {
-    "exact": "Exact duplicates",
-    "near": "Near duplicates",
-    "groups": "Groups of duplicates, closed transitively",
-    "conflicting_labels": "Groups whose labels differ",
-    "splits_crossed": "Groups or patients on both sides of a split",
-    "unreadable": "Unreadable or truncated images",
-    "blank": "Blank images",
-}
-
-
-def _audit(audit: Mapping[str, Any] | None) -> str:
-    if audit is None:
+def _audit(manifest: dict[str, Any] | None) -> str:
+    if manifest is None:
         return _note("No audit was given; conrec-monai audit DATASET --output audit.json makes one for --audit.")
-    rows = []
-    for key, title in AUDIT.items():
-        if key in audit:
-            value = audit[key]
-            entries = value if isinstance(value, list) else list(value.items()) if isinstance(value, dict) else [value]
-            images = sum(len(entry) for entry in entries if isinstance(entry, list))
-            example = _text(_brief(entries[0])) if entries else ""
-            rows.append(_row(title, [str(len(entries)), str(images) if images else "–", example]))
-    crossed = audit.get("splits_crossed")
-    parts = []
-    if crossed:
-        count = len(crossed) if isinstance(crossed, list | dict) else crossed
-        parts.append(
-            f'<aside class="notice"><h3>Leak across splits</h3><p>{_text(count)} groups or patients have images on both'
-            " sides of a split: scores on such a split are too good.</p></aside>"
-        )
-    if rows:
-        heads = ["Finding", "Number", "Images", "First of them"]
-        parts.append(_table("What the audit found", heads, [("", rows)], "text"))
-    for key, value in audit.items():
-        if key in AUDIT or value in (None, [], {}):
-            continue
-        title = key.replace("_", " ").capitalize()
-        if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()):
-            heads = list(dict.fromkeys(str(name) for v in value.values() for name in v))
-            body = [
-                _row(str(name), [_text(_brief(v[h]) if h in v else "–") for h in heads]) for name, v in value.items()
-            ]
-            parts.append(_table(title, ["", *heads], [("", body)], "text"))
-        elif isinstance(value, dict):
-            body = [_row(str(name), [_text(_brief(v))]) for name, v in value.items()]
-            parts.append(_table(title, ["", "Value"], [("", body)], "text"))
-        elif isinstance(value, list):
-            parts.append(f"<p><strong>{_text(title)}</strong>: {len(value)}, such as {_text(_brief(value[0]))}</p>")
-        else:
-            parts.append(f"<p><strong>{_text(title)}</strong>: {_text(_brief(value))}</p>")
-    return "".join(parts) or _note("The audit found nothing.")
+    parts = [_note(f"Of {manifest['dataset']['path']}.")]
+    for title, text, (heads, *rows) in audit_tables(manifest):
+        if text:
+            warn = title == "What was found" and (manifest["splits_crossed"] or manifest["conflicting_labels"])
+            parts.append(f'<aside class="notice"><p>{_text(text)}</p></aside>' if warn else f"<p>{_text(text)}</p>")
+        parts.append(_table(title, heads, [("", [_row(row[0], map(_text, row[1:])) for row in rows])], "text"))
+    return "".join(parts)
 
 
-def _brief(value: Any, length: int = 160) -> str:
-    """A value of JSON in one short line."""
-    if isinstance(value, float):
-        text = f"{value:.4g}"
-    elif isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
-        text = ", ".join(value)
-    elif isinstance(value, dict):
-        text = ", ".join(f"{name}: {_brief(entry, 60)}" for name, entry in value.items())
-    elif isinstance(value, list | tuple):
-        text = ", ".join(_brief(entry, 60) for entry in value)
-    else:
-        text = str(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _read_audit(path: Path) -> dict[str, Any]:
+    content = _read_json(path, "audit")
+    if content.get("schema") != AUDIT_SCHEMA:
+        raise ValueError(f"{path} is no audit.json of conrec-monai audit (schema {AUDIT_SCHEMA}).")
+    try:
+        _audit(content)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is damaged or incomplete: {reason}.") from None
+    return content
 
 
 def _page(
-    evaluations: Sequence[_Evaluation], audit: Mapping[str, Any] | None, figures: _Figures, credit: str | None
+    evaluations: Sequence[_Evaluation], audit: dict[str, Any] | None, figures: _Figures, credit: str | None
 ) -> str:
     several = len(evaluations) > 1
     pretrained = ("checkpoint", "imagenet")

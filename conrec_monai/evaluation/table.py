@@ -40,12 +40,17 @@ def format_table(result: Mapping[str, Any]) -> str:
     clear where the 95 % interval of the paired difference leaves 0 out.
     """
     metrics, folds, dataset = result["metrics"], result["folds"], result["dataset"]
-    plan = {
-        "official": "official split",
-        "other data set": f"fitted on it, scored on {dataset['test_path']}",
-    }.get(folds["kind"], f"{folds['n']} {folds['kind']} folds x {folds['repeats']}, seed {folds['seed']}")
+    images = f"{dataset['labelled']} labelled images"
+    if folds["kind"] == "other data set":
+        tested = sum(entry["test_count"] for entry in result["classes"])
+        images = f"{dataset['labelled'] - tested} labelled images"
+        plan = f"fitted on {folds['train'][0]} of them, scored on {folds['test'][0]} of {dataset['test_path']}"
+    elif folds["kind"] == "official":
+        plan = f"official split, fitted on {folds['train'][0]} of them, scored on {folds['test'][0]}"
+    else:
+        plan = f"{folds['n']} {folds['kind']} folds x {folds['repeats']}, seed {folds['seed']}"
     text = [
-        f"{dataset['path']}: {dataset['labelled']} labelled images, {len(result['classes'])} classes, {plan}"
+        f"{dataset['path']}: {images}, {len(result['classes'])} classes, {plan}"
         + (f"; {dataset['unlabelled']} unlabelled left out" if dataset["unlabelled"] else ""),
         f"{metrics[0]} with its 95 % interval; the others without",
     ]
@@ -90,7 +95,8 @@ def _differences(result: Mapping[str, Any], blocks: Mapping[tuple, Sequence[Mapp
     if not chosen:
         return []
     metric = result["metrics"][0]
-    text = ["", f"Differences in {metric} on the same folds, with 95 % intervals: {TITLES[block]}"]
+    same = "same folds" if result["folds"]["n"] > 1 else "same images"
+    text = ["", f"Differences in {metric} on the {same}, with 95 % intervals: {TITLES[block]}"]
     width = max(len(entry["other"]) for entry in chosen)
     for model in dict.fromkeys(entry["model"] for entry in chosen):
         text.append(f"  {model} against")

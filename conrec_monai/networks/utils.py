@@ -162,10 +162,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: {'a folder' if path.is_dir() else 'no such file'}.")
     with path.open("rb") as file:
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            raise ValueError(
-                f"{path} is a Keras checkpoint: conrec-monai import-keras {path.name} model.pt makes one of it."
-            )
+        start = file.read(8)
+    if start == b"\x89HDF\r\n\x1a\n":
+        raise ValueError(
+            f"{path} is a Keras checkpoint: conrec-monai import-keras {path.name} model.pt makes one of it."
+        )
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle of old versions of torch
+        raise ValueError(f"{path} is not a ConRec checkpoint: it is no PyTorch file (truncated or damaged?).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -233,9 +233,15 @@ def test_columns_and_grades_of_another_data_set(
         evaluate_checkpoints(encoder_file, train, tmp_path, test_label_key="reversed_grade", **few)
 
 
-def test_another_data_set_to_test_on(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+def test_another_data_set_to_test_on(
+    encoder_file: Path, tmp_path: Path, few: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
     other = "phantom:n=20,size=32,seed=1"
     result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, test_dir=other, **few)
+    text = capsys.readouterr().out
+    assert f"{PHANTOM}: 40 labelled images, 5 classes, fitted on 40 of them, scored on 20 of {other}" in text
+    assert f"Patients are not known in {PHANTOM} and {other}: a patient who is in both" in text
+    assert "on the same images, with 95 % intervals" in text and "every fold" not in text
     assert result["folds"]["kind"] == "other data set" and result["dataset"]["test_path"] == other
     assert result["folds"]["train"] == [40] and result["folds"]["test"] == [20]
     sets = [load_datalist(path) for path in (PHANTOM, other)]
@@ -278,7 +284,9 @@ def test_pretraining_is_stated(tmp_path: Path, few: dict[str, Any]) -> None:
     text, model = statements(images=hashes[:0], epoch=2, settings={"max_epochs": 4})
     assert "other encodings of the same photographs are not recognized" in text
     assert "transductive" not in text and model["transductive"] is False
-    assert "a checkpoint of epoch 2 of 4" in text
+    assert "a checkpoint of epoch 2 of 4: the training was not finished." in text
+    text, _ = statements(images=hashes[:0], epoch=0, settings={"max_epochs": 4})
+    assert "saved before the first of its 4 epochs ended: it is as good as untrained" in text
     classifier = EncoderClassifier(network, 5)
     save_checkpoint(tmp_path / "encoder.pt", classifier, PREPROCESSING, pretraining={"images": hashes})
     result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)
@@ -444,5 +452,5 @@ def test_data_that_cannot_be_scored(encoder_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 18 images cannot be loaded: .*class 1/3\.png"):
         evaluate_checkpoints(encoder_file, path, tmp_path / "result", n_folds=2)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="output_dir .*file cannot be written to"):
+    with pytest.raises(ValueError, match="output_dir .*file is a file, expected a folder to write to"):
         evaluate_checkpoints(encoder_file, PHANTOM, tmp_path / "file")

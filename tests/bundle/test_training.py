@@ -255,7 +255,10 @@ def test_files_of_another_run(name: str, settings: dict[str, Any], datalist: Dat
 def test_output_dir_that_cannot_be(settings: dict[str, Any], datalist: Datalist, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path / "notes.txt" / "run", tmp_path / "notes.txt"):
-        with pytest.raises(ValueError, match=r"output_dir .*notes\.txt.* cannot be written to: .*(exists|directory)"):
+        with pytest.raises(
+            ValueError,
+            match=r"output_dir .*notes\.txt.* (is a file, expected a folder|cannot be written to: .*directory)",
+        ):
             check(settings, datalist, output_dir=str(path))
     assert (tmp_path / "notes.txt").read_text() == "x"
 

@@ -121,9 +121,9 @@ def test_the_manifest_is_json_and_the_same_again(folder: Path, manifest: dict[st
 
 def test_text(manifest: dict[str, Any]) -> None:
     text = format_audit(manifest)
-    assert "Leak: 1 groups of duplicates and 1 groups of the data set (4 images) lie on both sides of a split." in text
-    assert re.search(r"exact duplicates: +1 groups, 2 images", text)
-    assert re.search(r"near duplicates: +1 groups, 3 images", text)
+    assert "Leak: 1 group of duplicates and 1 group of the data set (4 images) lie on both sides of a split." in text
+    assert re.search(r"exact duplicates: +1 group, 2 images", text)
+    assert re.search(r"near duplicates: +1 group, 3 images", text)
     assert re.search(r"blank: +2, of which 1 all black", text)
     assert max(map(len, text.splitlines())) < 200
 
@@ -153,7 +153,7 @@ def test_page(folder: Path, manifest: dict[str, Any]) -> None:
     text = audit_page(manifest)
     page = _Page(text)
     assert page.open == [] and page.tags["table"] == 4 and not page.tags["b"] and not page.tags["img"]
-    assert "cut <b>.jpg" in page.text and "Leak: 1 groups of duplicates" in page.text
+    assert "cut <b>.jpg" in page.text and "Leak: 1 group of duplicates" in page.text
     assert "http" not in text and "viewport" in text and "@media print" in text
 
 

@@ -109,6 +109,13 @@ def test_at_64_pixels(phantoms: np.ndarray) -> None:
     assert duplicate_groups(torch.cat([images, turned, images[20:21], brighter])) == [[5, 40], [7, 42], [20, 41]]
 
 
+def test_sets_of_different_sizes() -> None:
+    """Positions go on; small images do not keep others from being searched."""
+    small, images = (torch.from_numpy(phantom_arrays(6, size, 1)[0]) for size in (32, 64))
+    turned = images[5].rot90(1, (1, 2))[None]
+    assert duplicate_groups(torch.cat([small, small[:1]]), torch.cat([images, turned])) == [[0, 6], [12, 13]]
+
+
 @pytest.mark.parametrize("draw", [circle_square_arrays, rectangle_triangle_arrays])
 @pytest.mark.parametrize("size", [64, 128])
 def test_drawn_shapes_are_only_compared_for_equality(draw, size: int) -> None:

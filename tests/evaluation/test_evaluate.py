@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,16 @@ def test_stored_folds_of_a_training_that_was_interrupted(tmp_path: Path, monkeyp
     for entry in (*whole["results"], *again["results"]):
         entry["predictions"] = None
     assert again == whole and count[0] == 4  # the last fold, and all of them together
+
+
+def test_logs_say_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a terminal: a line for each job, were there no least time between them."""
+    monkeypatch.setattr(sys.modules["conrec_monai.evaluation.evaluate"], "SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level("INFO", logger="conrec_monai"):
+        run(progress=True, protocols=["knn"])
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "evaluation 0/3: mine, knn"
+    assert re.fullmatch(r"evaluation 2/3: color baseline, knn, \d+ min \d\d s left", lines[2])
 
 
 def test_untrained_encoders_leave_the_global_generator_alone() -> None:

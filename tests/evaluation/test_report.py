@@ -30,6 +30,7 @@ pytest.importorskip("matplotlib")
 
 from conrec_monai.data import load_datalist
 from conrec_monai.evaluation import FoldPrediction, untrained_encoders
+from conrec_monai.evaluation.audit import audit
 from conrec_monai.evaluation.figures import calibration, confusion_chart, plain_text
 from conrec_monai.evaluation.metrics import METRICS, metric_names
 from conrec_monai.evaluation.report import write_report
@@ -200,12 +201,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     folder = tmp_path_factory.mktemp("report")
     encoders = {"ConRec": make_run(folder / "a"), EVIL: make_run(folder / "b", decoder=False, pooling="average")}
     result = make_result(folder / "result", encoders, (0.1, 1.0))
-    audit = {
-        **{"exact": [["a.png", "<i>b.png"]], "near": [], "groups": [["a.png", "<i>b.png"]], "blank": []},
-        **{"conflicting_labels": [], "unreadable": [], "splits_crossed": [["a.png", "<i>b.png"]]},
-        "field_of_view": {"0": {"images": 30, "cut off": 0.5}, "1": {"images": 30, "cut off": 0.25}},
-    }
-    (folder / "audit.json").write_text(json.dumps(audit))
+    manifest = audit(load_datalist(DATA), progress=False)
+    manifest["dataset"]["path"] = "<i>b.png"
+    (folder / "audit.json").write_text(json.dumps(manifest))
     page = write_report(
         folder / "result", folder / "report.html", audit=folder / "audit.json", figures=folder / "figures"
     )
@@ -278,7 +276,7 @@ def test_page_says_what_must_be_known(made: Any) -> None:
     words = "".join(Page(made[3]).words)
     for text in ("transductive, it was pretrained on 60 of the 60", "4711", "seed 7", "3.11.9", "a processor"):
         assert text in words
-    assert "Leak across splits" in words and "it was trained without reconstruction" in words
+    assert "There are no splits that could leak." in words and "it was trained without reconstruction" in words
     assert "does not pool by attention" in words
     ece = next(
         e["metrics"]["ece"]["mean"]
@@ -426,11 +424,14 @@ def test_mistakes(tmp_path: Path) -> None:
         write_report(tmp_path / "r", output)
 
     (tmp_path / "r" / "metrics.json").write_text(json.dumps(result))
+    (tmp_path / "half.json").write_text(json.dumps({"schema": 1, "dataset": {"path": "x"}}))
     for arguments, message in (
         ({"dataset": "gone"}, "data not found: gone"),
         ({"dataset": "phantom:n=20,size=32,seed=0"}, "is not the data set of"),
         ({"pictures": "some"}, "pictures must be all or none"),
         ({"audit": tmp_path / "no.json"}, "no audit at"),
+        ({"audit": tmp_path / "r" / "metrics.json"}, "metrics.json is no audit.json of conrec-monai audit"),
+        ({"audit": tmp_path / "half.json"}, "half.json is damaged or incomplete: 'shortcut' is missing"),
         ({"figures": tmp_path / "r" / "metrics.json"}, "is a file, expected a folder"),
         ({"color": "x"}, "unexpected argument color"),
     ):
