@@ -47,6 +47,7 @@ from conrec_monai.evaluation import (
     plan_folds,
     untrained_encoders,
 )
+from conrec_monai.evaluation.table import TITLES
 from conrec_monai.networks.nets import DenseNetEncoder
 from conrec_monai.networks.utils import load_encoder, read_checkpoint, untrained_like
 from conrec_monai.version import __version__
@@ -220,6 +221,7 @@ def evaluate_checkpoints(
         amp=bfloat16_is_fast(device),
         store=PredictionStore(output / "predictions"),
     )
+    statements += _one_class_statements(result["results"])
     counts = np.bincount(labels, minlength=num_classes).tolist()
     in_test = [split == "test" for split in splits]
     test_counts = np.bincount(labels[in_test], minlength=num_classes).tolist()
@@ -650,6 +652,18 @@ def _data_statements(
         what = "1 training image was" if plan.left_out == 1 else f"{plan.left_out} training images were"
         statements.append(f"{what} left out: a copy, or another one of the patient, is in the test part.")
     return statements
+
+
+def _one_class_statements(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which models predict nothing but one class, so that nobody takes their narrow intervals for certainty."""
+    by_block: dict[tuple[str, str | None], list[str]] = {}
+    for entry in results:
+        if entry["one_class"] and entry["fraction"] == max(e["fraction"] for e in results):
+            by_block.setdefault((entry["protocol"], entry["variant"]), []).append(entry["model"])
+    return [
+        f"{TITLES[block]}: one class is predicted for all images by {'; '.join(models)}."
+        for block, models in by_block.items()
+    ]
 
 
 def _patient_statements(train: Datalist, train_path: Any, test: Datalist | None, test_path: Any) -> list[str]:

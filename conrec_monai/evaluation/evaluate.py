@@ -225,6 +225,7 @@ def evaluate(
                 "fraction": cell.fraction,
                 "features": cell.features,
                 "train_images": cell.train_images,
+                "one_class": all(len(np.unique(fold.predicted)) == 1 for fold in cell.predictions.folds),
                 "metrics": scores,
                 "settings": cell.predictions.settings,
                 "predictions": cell.file,

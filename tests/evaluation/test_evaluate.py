@@ -255,6 +255,15 @@ def test_stored_folds_of_a_training_that_was_interrupted(tmp_path: Path, monkeyp
     assert again == whole and count[0] == 4  # the last fold, and all of them together
 
 
+def test_one_class_is_told() -> None:
+    """Images that are all alike are all of the most common class to every model; brightness tells the classes."""
+    images, labels = torch.full((60, 1, 16, 16), 9, dtype=torch.uint8), np.array([0] * 40 + [1] * 20)
+    candidates = [Candidate("mine", "checkpoint", encoder(), images, {})]
+    alike = run(candidates=candidates, labels=labels, plan=plan_folds(labels, None, None, 3), num_classes=2)
+    assert all(entry["one_class"] and entry["metrics"]["qwk"]["mean"] == 0 for entry in alike["results"])
+    assert not found(run(), "color baseline", "linear", "standardized")["one_class"]
+
+
 def test_logs_say_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Without a terminal: a line for each job, were there no least time between them."""
     monkeypatch.setattr(sys.modules["conrec_monai.evaluation.evaluate"], "SECONDS_BETWEEN_LINES", 0)

@@ -396,7 +396,7 @@ def test_commands_of_the_cpu_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lab = common.Lab(common.PRESETS["cpu"], "data", "out")
     column, normalized = columns("aptos", "aptos-normalized")
     command = lab.pretraining_command(column, rows("simclr")[0])
-    given = "--image_size 64 --features [16,32,64,128] --max_epochs 8 --batch_size 32 --optimizer adamw"
+    given = "--image_size 64 --features [16,32,64,128] --max_epochs 16 --batch_size 32 --optimizer adamw"
     given += " --schedule warmup_cosine --probe_every 0 --pictures_every 0 --seed 0 --resume True"
     given += " --decoder False --masking False --pooling average"
     assert command[command.index("--image_size") :] == given.split()
