@@ -1375,6 +1375,7 @@ footer { margin-top: 5rem; padding-bottom: 3rem; color: var(--soft); font-size: 
   section[id^=evaluation] + section[id^=evaluation] { break-before: page; }
   figure, .card, .notice, tbody tr { break-inside: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1.4rem; }
+  details:not([open]) { display: none; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; min-width: 0; width: 100%; }
   th, td { padding: .25rem .35rem; }
