@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 from collections import Counter
@@ -47,6 +48,7 @@ from conrec_monai.evaluation import (
     plan_folds,
     untrained_encoders,
 )
+from conrec_monai.evaluation.duplicates import linked
 from conrec_monai.evaluation.table import TITLES
 from conrec_monai.networks.nets import DenseNetEncoder
 from conrec_monai.networks.utils import load_encoder, read_checkpoint, untrained_like
@@ -160,8 +162,9 @@ def evaluate_checkpoints(
 
     datalist = checked_datalist(dataset_dir, section, on_error, **train_keys)
     _check_labels(datalist, dataset_dir)
-    test = None if test_dir is None else checked_datalist(test_dir, test_section, on_error, **test_keys)
-    classes, test_classes = _classes(datalist, test, dataset_dir, test_dir)
+    test = None if test_dir is None else _test_datalist(test_dir, test_section, on_error, test_keys)
+    classes, places = _classes(datalist, test, dataset_dir, test_dir)
+    test_classes = _test_names(classes, places, test)
     if folds is not None and test is None:
         FoldPlan.load(folds, [item["id"] for item in datalist if item["label"] is not None])
     elif test is None:
@@ -175,7 +178,7 @@ def evaluate_checkpoints(
     output = check_output_dir(output_dir)
 
     crop = datalist.info.center_crop if center_crop is None else center_crop
-    decoded = _Decoded(datalist, test, test_classes, crop, num_workers, on_error, field_of_view, output)
+    decoded = _Decoded(datalist, test, places, crop, num_workers, on_error, field_of_view, output)
     candidates = _candidates(loaded, decoded, untrained_seeds, protocols)
     statements = [*_mapping_statement(classes, test_classes, test_dir), *_unsure(decoded, output)]
     labelled = np.flatnonzero(decoded.labels >= 0)
@@ -184,7 +187,7 @@ def evaluate_checkpoints(
     for candidate in candidates:
         candidate.images = chosen[id(candidate.images)]
     declared = [decoded.groups[i] for i in labelled]
-    found = duplicate_groups(*decoded.for_duplicates(labelled)) if group_duplicates else []
+    found = decoded.duplicates(labelled) if group_duplicates else []
     groups = complete_groups(merge_groups(declared, found))
     splits = [decoded.splits[i] for i in labelled]
     if folds is not None:
@@ -367,35 +370,54 @@ def _keys(keys: Mapping[str, str | None], test_dir: Any) -> tuple[dict[str, str]
     return train, {name.removeprefix(TEST): value for name, value in given.items() if name not in KEYS}
 
 
-def _classes(
-    train: Datalist, test: Datalist | None, train_path: Any, test_path: Any
-) -> tuple[list[str], list[str | None]]:
-    """The names of the classes, and of each its name in the data set to test on; None where that has none of it.
+def _test_datalist(path: Any, section: str | None, on_error: str, keys: Mapping[str, str]) -> Datalist:
+    try:
+        return checked_datalist(path, section, on_error, **keys)
+    except ValueError as error:  # its columns have other names here
+        raise ValueError(re.sub(r"\b(image|label|group|split)_key\b", rf"{TEST}\g<0>", str(error))) from None
 
-    Classes are matched by name, grades whose names differ by their number.
+
+def _classes(train: Datalist, test: Datalist | None, train_path: Any, test_path: Any) -> tuple[list[str], list[int]]:
+    """The names of the classes; and of each label of the data set to test on its place among them.
+
+    Classes are matched by name. Where names of grades differ (or are numbers), they are matched by their order.
     """
 
-    def names_of(datalist: Datalist) -> list[str]:
+    def names_of(datalist: Datalist, path: Any) -> list[str]:
         highest = max(item["label"] for item in datalist if item["label"] is not None)
-        return list(datalist.info.class_names or [str(i) for i in range(highest + 1)])
+        names = list(datalist.info.class_names or [str(i) for i in range(highest + 1)])
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{path} has several classes of the name {repeated[0]!r}; each needs one of its own.")
+        return names
 
-    names = names_of(train)
+    names = names_of(train, train_path)
     if test is None:
-        return names, [None] * len(names)
+        return names, []
     _check_labels(test, test_path)
-    other = names_of(test)
-    if train.info.ordinal != test.info.ordinal:
-        ordered, other_kind = ("grades", "classes without order")[:: 1 if train.info.ordinal else -1]
+    other, ordinal = names_of(test, test_path), train.info.ordinal
+    if ordinal != test.info.ordinal:
+        ordered, other_kind = ("grades", "classes without order")[:: 1 if ordinal else -1]
         raise ValueError(f"the labels of {train_path} are {ordered}, those of {test_path} are {other_kind}.")
-    if set(other) <= set(names) and (not train.info.ordinal or len(other) == len(names)):
-        return names, [name if name in other else None for name in names]
-    # Of grades without names the highest may be missing: in the images to test on, not in those to learn from.
-    if train.info.ordinal and (len(other) == len(names) or test.info.class_names is None and len(other) < len(names)):
-        return names, [*other, *[None] * (len(names) - len(other))]
+    places = [names.index(name) if name in names else -1 for name in other]
+    if -1 not in places and (not ordinal or places == sorted(places)):
+        return names, places
+    # By order, but no grade becomes another one that has its name. Of grades without names the highest may be missing:
+    # in the images to test on, not in those to learn from.
+    whole = len(other) == len(names) or test.info.class_names is None and len(other) < len(names)
+    if ordinal and whole and all(place in (-1, i) for i, place in enumerate(places)):
+        return names, list(range(len(other)))
     raise ValueError(
-        f"the {len(other)} {'grades' if train.info.ordinal else 'classes'} of {test_path} ({', '.join(other[:12])}) do"
-        f" not match the {len(names)} of {train_path} ({', '.join(names[:12])})."
+        f"the {len(other)} {'grades' if ordinal else 'classes'} of {test_path} ({', '.join(other[:12])}) do not match"
+        f" the {len(names)} of {train_path} ({', '.join(names[:12])})."
     )
+
+
+def _test_names(classes: Sequence[str], places: Sequence[int], test: Datalist | None) -> list[str | None]:
+    """What the data set to test on calls each class; None where it has none of it."""
+    names: list[str | None] = [None] * len(classes)
+    for label, place in enumerate(places):
+        names[place] = test.info.class_names[label] if test is not None and test.info.class_names else str(label)
+    return names
 
 
 def _mapping_statement(classes: Sequence[str], test_classes: Sequence[str | None], test_dir: Any) -> list[str]:
@@ -476,14 +498,14 @@ class _Decoded:
         self,
         train: Datalist,
         test: Datalist | None,
-        test_classes: list[str | None],
+        places: list[int],
         crop: float,
         num_workers: int,
         on_error: str,
         field_of_view: str | None,
         output: Path,
     ) -> None:
-        self.train, self.test, self.test_classes, self.crop = train, test, test_classes, crop
+        self.train, self.test, self.places, self.crop = train, test, places, crop
         self.num_workers, self.on_error, self.output = num_workers, on_error, output
         self.field_of_view = field_of_view
         self.sets: list[CachedImages] = []
@@ -523,17 +545,28 @@ class _Decoded:
         words = f"{size} px, {preprocessing['resize']}, {'gray' if channels == 1 else 'color'}{normalized}"
         return self._images[key], words
 
-    def for_duplicates(self, chosen: np.ndarray) -> list[torch.Tensor]:
-        """The whole images at these positions, in order, those of a data set at one size, whatever the encoders take:
-        groups and folds are those of the data.
+    def duplicates(self, chosen: np.ndarray) -> list[list[int]]:
+        """Groups of duplicates among the images at these positions, as positions among them.
 
-        Arrays that are smaller keep their size: enlarged, they would seem to show what they do not.
+        The whole images are compared, those of each data set at one size, whatever the encoders take: groups and folds
+        are those of the data. Arrays that are smaller keep their size, since enlarged they would seem to show what they
+        do not; those of the other set are then compared with them at that size.
         """
         logging.getLogger("conrec_monai").info(f"searching {len(chosen)} images for duplicates")
+        sizes = [
+            min([DUPLICATES_SIZE, *(min(item["image"].shape[1:]) for item in part.data if _is_array(item))])
+            for part in self.sets
+        ]
+        groups = duplicate_groups(*self._whole(sizes, chosen))
+        if len(set(sizes)) > 1:
+            groups += duplicate_groups(*self._whole([min(sizes)] * len(sizes), chosen))
+        return linked(len(chosen), groups)
+
+    def _whole(self, sizes: Sequence[int], chosen: np.ndarray) -> list[torch.Tensor]:
+        """The images at these positions, a tensor for each data set."""
         parts, start = [], 0
-        for part in self.sets:
-            sides = [min(item["image"].shape[1:]) for item in part.data if _is_array(item)]
-            size, end = min([DUPLICATES_SIZE, *sides]), start + len(part)
+        for part, size in zip(self.sets, sizes, strict=True):
+            end = start + len(part)
             images = self._images.get((size, "squash", 3, None))
             if images is not None and round(size / self.crop) == size:  # an encoder takes just these
                 images = images[start:end]
@@ -555,9 +588,7 @@ class _Decoded:
         if len(parts) == 2:
             self.ids = [f"train/{i}" for i in parts[0].ids] + [f"test/{i}" for i in parts[1].ids]
             # Numbers of the first data set; patients of two data sets are never the same one.
-            names = self.test.info.class_names if self.test is not None else None
-            place = [self.test_classes.index(n) for n in names] if names else list(range(len(self.test_classes)))
-            labels.append(torch.tensor([-1 if i < 0 else place[i] for i in parts[1].labels.tolist()]))
+            labels.append(torch.tensor([-1 if i < 0 else self.places[i] for i in parts[1].labels.tolist()]))
             self.groups += [None if group is None else f"test/{group}" for group in parts[1].groups]
             self.splits = [*["train"] * len(parts[0]), *["test"] * len(parts[1])]
         self.labels = torch.cat(labels).numpy()
@@ -673,7 +704,7 @@ def _patient_statements(train: Datalist, train_path: Any, test: Datalist | None,
     unknown = [
         str(path)
         for datalist, path in ((train, train_path), (test, test_path))
-        if datalist is not None and all(item["group"] is None for item in datalist)
+        if datalist is not None and all(item["group"] is None for item in datalist if item["label"] is not None)
     ]
     if test is None:
         return ["Patients are not known: the eyes of one may lie on both sides of a fold."] if unknown else []

@@ -242,9 +242,9 @@ def check_output_dir(output_dir: str | os.PathLike, name: str = "output_dir") ->
     if not isinstance(output_dir, str | os.PathLike) or not os.fspath(output_dir):
         raise ValueError(f"{name} must be the path of a folder, got {output_dir!r}.")
     path = Path(output_dir)
-    if path.is_file():
-        raise ValueError(f"{name} {path} is a file, expected a folder to write to.")
     try:
+        if path.is_file():
+            raise ValueError(f"{name} {path} is a file, expected a folder to write to.")
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass

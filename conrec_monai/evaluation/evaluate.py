@@ -225,7 +225,7 @@ def evaluate(
                 "fraction": cell.fraction,
                 "features": cell.features,
                 "train_images": cell.train_images,
-                "one_class": all(len(np.unique(fold.predicted)) == 1 for fold in cell.predictions.folds),
+                "one_class": len(np.unique(np.concatenate([f.predicted for f in cell.predictions.folds]))) == 1,
                 "metrics": scores,
                 "settings": cell.predictions.settings,
                 "predictions": cell.file,

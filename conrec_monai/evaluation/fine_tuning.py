@@ -30,7 +30,7 @@ from conrec_monai.engines import FineTuner, bfloat16_is_fast
 from conrec_monai.losses import CumulativeBCELoss
 from conrec_monai.networks.nets import EncoderClassifier
 from conrec_monai.networks.nets.encoders import check_encoder
-from conrec_monai.networks.utils import untrained_like
+from conrec_monai.networks.utils import check_weights, untrained_like
 from conrec_monai.optimizers import OPTIMIZERS, build_optimizer
 from conrec_monai.transforms import BatchRandTransform, RandCropFlip, RandZoomFlip
 
@@ -350,9 +350,14 @@ class _KeepState:
 
     def _start(self, engine: FineTuner) -> None:
         state = self.store.state(self.fold)
-        if state is not None:
-            engine.network.load_state_dict(state["network"])
-            engine.load_training_state(state["training"])
+        if state is None:
+            return
+        try:
+            check_weights(engine.network, state["network"], "the state of the training")
+        except (AttributeError, KeyError, TypeError, ValueError):  # of another release, say: the fold starts again
+            return
+        engine.network.load_state_dict(state["network"])
+        engine.load_training_state(state["training"])
 
     def _epoch(self, engine: FineTuner) -> None:
         if engine.state.epoch < engine.state.max_epochs and time.monotonic() - self.written >= SECONDS_BETWEEN_STATES:

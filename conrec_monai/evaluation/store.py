@@ -119,7 +119,7 @@ class FoldStore:
     def prediction(self, fold: int) -> FoldPrediction | None:
         """The prediction of a fold, by its number from 0; None where it is not there."""
         found = self.store.get({**self.key, "fold": fold})
-        return None if found is None else found.folds[0]
+        return found.folds[0] if found is not None and len(found.folds) == 1 else None
 
     def put_prediction(self, fold: int, prediction: FoldPrediction) -> None:
         """Keeps the prediction of a fold, whose training is over."""

@@ -23,7 +23,8 @@ from PIL import Image
 from conrec_monai.bundle import evaluate_checkpoints
 from conrec_monai.data import CachedImages, load_datalist
 from conrec_monai.data.datalist import DR_GRADES
-from conrec_monai.evaluation import FoldPlan, central_part, embed, linear_predictions, score
+from conrec_monai.data.phantom import phantom_arrays
+from conrec_monai.evaluation import FoldPlan, central_part, embed, linear_predictions, report, score
 from conrec_monai.networks.nets import ConRecUNet, EncoderClassifier
 from conrec_monai.networks.utils import load_encoder, save_checkpoint
 
@@ -231,6 +232,74 @@ def test_columns_and_grades_of_another_data_set(
         ValueError, match="test_label_key is 'reversed_grade', but there is no other data set to test on"
     ):
         evaluate_checkpoints(encoder_file, train, tmp_path, test_label_key="reversed_grade", **few)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (["none", "mild", "severe"], ["none", "severe", "most"], r"3 grades .*most\) do not match the 3"),
+        (["none", "mild", "severe"], ["none", "mild", "mild"], "several classes of the name 'mild'"),
+        (["2", "1", "0"], None, "do not match"),
+        (["none", "mild", "severe"], ["mild", "none"], "do not match"),
+        (["none", "mild", "severe"], ["x", "y"], "the 2 grades"),
+        (["none", "mild", "severe"], ["none", "severe"], ["none", None, "severe"]),
+        (["none", "mild", "severe"], ["no", "mild", "bad"], ["no", "mild", "bad"]),
+        (["none", "mild", "severe"], None, ["0", "1", "2"]),
+    ],
+)
+def test_which_grade_is_which(
+    train: list[str], test: list[str] | None, message: Any, encoder_file: Path, tmp_path: Path, few: dict[str, Any]
+) -> None:
+    """Matched by name, else by order; never so that a name would mean another grade. The report reads it likewise."""
+    class_folder(tmp_path / "data")
+    for file, names in (("train", train), ("test", test)):
+        items = [
+            {"image": f"data/class {label}/{i}.png", "label": label}
+            for label in range(3 if names is None else len(names))
+            for i in range(6)
+        ]
+        named = {} if names is None else {"labels": {str(i): name for i, name in enumerate(names)}}
+        (tmp_path / f"{file}.json").write_text(json.dumps({"ordinal": True, **named, "all": items}))
+    arguments = (encoder_file, tmp_path / "train.json", tmp_path / "out")
+    if isinstance(message, str):
+        with pytest.raises(ValueError, match=message):
+            evaluate_checkpoints(*arguments, test_dir=tmp_path / "test.json", **few)
+        return
+    result = evaluate_checkpoints(*arguments, test_dir=tmp_path / "test.json", **few)
+    assert [entry["test_name"] for entry in result["classes"]] == message
+    assert [entry["test_count"] for entry in result["classes"]] == [6 * (name is not None) for name in message]
+    data = report._load_data(tmp_path / "out", result, tmp_path / "train.json", {})
+    expected = [place for place, name in enumerate(message) if name is not None]
+    assert data.labels[18:].tolist() == np.repeat(expected, 6).tolist()
+
+
+def test_copies_in_another_data_set_are_left_out(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    """Arrays and files of other sizes: copies are found across both and within each, whatever is unlabelled."""
+    train = phantom_arrays(30, 32, 3)[0]
+    labels = np.arange(30) % 5
+    splits = {"train": (train[:20], labels[:20]), "val": (train[20:], labels[20:]), "test": (train[:0], labels[:0])}
+    arrays = {f"{name}_images": images.transpose(0, 2, 3, 1) for name, (images, _) in splits.items()}
+    arrays |= {f"{name}_labels": values[:, None] for name, (_, values) in splits.items()}
+    np.savez(tmp_path / "retinamnist.npz", **arrays)
+    (tmp_path / "test").mkdir()
+    big = phantom_arrays(12, 96, 4)[0]
+    for i, image in enumerate([*big, np.rot90(big[2], axes=(1, 2)), train[7], train[8]]):
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(tmp_path / "test" / f"{i:02}.png")
+    rows = [f"{i:02}.png,{'' if i == 0 else i % 5}" for i in range(15)]
+    (tmp_path / "test" / "list.csv").write_text("\n".join(["image,grade", *rows]))
+    few = {**few, "group_duplicates": True, "test_label_key": "grade"}
+    test = tmp_path / "test" / "list.csv"
+    result = evaluate_checkpoints(encoder_file, tmp_path / "retinamnist.npz", tmp_path, test_dir=test, **few)
+    assert result["dataset"]["duplicate_groups"] == 3 and result["folds"]["left_out"] == 2
+    assert (result["folds"]["train"], result["folds"]["test"]) == ([28], [14])
+    ids, fold = (json.loads((tmp_path / "folds.json").read_text())[name] for name in ("ids", "folds"))
+    left_out = set(range(len(ids))) - set(fold[0]["train"]) - set(fold[0]["test"])
+    assert sorted(left_out) == [7, 8]
+    few["test_label_key"] = "garde"
+    with pytest.raises(
+        ValueError, match=r"must have the column garde, found image, grade \(test_label_key names another"
+    ):
+        evaluate_checkpoints(encoder_file, tmp_path / "retinamnist.npz", tmp_path, test_dir=test, **few)
 
 
 def test_another_data_set_to_test_on(

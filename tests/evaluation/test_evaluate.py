@@ -26,6 +26,7 @@ from torch import nn
 from conrec_monai.evaluation import (
     Candidate,
     FineTuneSettings,
+    FoldPlan,
     PredictionStore,
     embed,
     embed_levels,
@@ -262,6 +263,14 @@ def test_one_class_is_told() -> None:
     alike = run(candidates=candidates, labels=labels, plan=plan_folds(labels, None, None, 3), num_classes=2)
     assert all(entry["one_class"] and entry["metrics"]["qwk"]["mean"] == 0 for entry in alike["results"])
     assert not found(run(), "color baseline", "linear", "standardized")["one_class"]
+    # Each fold tests one class, another in each, and all are right.
+    images, labels = brightness_data()
+    folds = [
+        (np.setdiff1d(np.arange(60), np.flatnonzero(labels == c)[:5]), np.flatnonzero(labels == c)[:5])
+        for c in range(3)
+    ]
+    result = run(plan=FoldPlan(folds, "stratified", 3, 1, 0))
+    assert not found(result, "color baseline", "linear", "standardized")["one_class"]
 
 
 def test_logs_say_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -219,11 +219,17 @@ def test_going_on_gives_the_same_numbers(phantoms: tuple, tmp_path: Path, monkey
 
 def test_a_damaged_state_starts_the_fold_anew(phantoms: tuple, tmp_path: Path) -> None:
     store = PredictionStore(tmp_path).of_folds({"model": "a"})
+    whole = predict(phantoms)
+    for other in ({}, {"network": {}}, {"network": {"x": torch.zeros(2)}, "training": {}}, {"network": 3}):
+        store.put_state(1, other)
+        assert_same(whole, predict(phantoms, store=store))
+        for path in tmp_path.iterdir():
+            path.unlink()
     store.put_state(0, {"network": {}})
     (path,) = tmp_path.glob("*.pt")
     path.write_bytes(path.read_bytes()[:100])
     assert store.state(0) is None
-    assert_same(predict(phantoms), predict(phantoms, store=store))
+    assert_same(whole, predict(phantoms, store=store))
 
 
 def test_caller_keeps_encoder_and_generator(phantoms: tuple) -> None:
