@@ -165,8 +165,8 @@ ADAM = {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 32}
 # Epochs of the supervised training in the cpu preset: what 20 minutes on 2 cores allow. A DenseNet121 takes six
 # times as long per image as the small U-net.
 CPU_SUPERVISED = {
-    "unet-supervised": {**dict.fromkeys(SOURCES, 40), "aptos": 4},
-    "densenet-supervised": {**dict.fromkeys(SOURCES, 15), "flowers": 40, "aptos": 1},
+    "unet-supervised": {**dict.fromkeys(SOURCES, 40), "aptos": 10},
+    "densenet-supervised": {**dict.fromkeys(SOURCES, 15), "flowers": 40, "aptos": 3},
 }
 PRESETS = {
     "cpu": Preset(
