@@ -398,6 +398,10 @@ class _Evaluation:
         for entry in result["results"]:
             self.blocks.setdefault((entry["protocol"], entry["variant"]), []).append(entry)
         self.headline = CLAIMS if CLAIMS in self.blocks else next(iter(self.blocks))
+        # What the encoders see: evaluations that share it share the pictures.
+        encoders = [(m["name"], m.get("sha256"), m.get("seed")) for m in result["models"]]
+        places = [result["dataset"].get(name) for name in ("path", "section", "test_path", "test_section")]
+        self.seen = (encoders, places, result["settings"].get("field_of_view"), result["settings"].get("center_crop"))
         self._networks: dict[str, tuple[nn.Module, dict[str, Any]] | str] = {}
         self._pictures: dict[tuple, Tensor] = {}
 
@@ -1125,13 +1129,17 @@ def _page(
         parts = [("data", "What was compared, on what data", e.head()), ("scores", "Scores", e.cards() + e.scores())]
         parts.append(("labels", "Label efficiency", e.label_efficiency()))
         confusion, reliability = e.predictions()
-        parts += [
-            ("confusion", "Confusion", confusion),
-            ("reliability", "Calibration", reliability),
-            ("reconstructions", "Masked input, reconstruction, target", e.reconstructions()),
-            ("attention", "Where the representation looks", e.attention()),
-            ("map", "Map of the representations", e.embedding()),
-        ]
+        parts += [("confusion", "Confusion", confusion), ("reliability", "Calibration", reliability)]
+        first = next(other for other in evaluations if other.seen == e.seen)
+        if first is e:
+            parts += [
+                ("reconstructions", "Masked input, reconstruction, target", e.reconstructions()),
+                ("attention", "Where the representation looks", e.attention()),
+                ("map", "Map of the representations", e.embedding()),
+            ]
+        else:
+            text = f"Of the same encoders and images as those of {first.title}, where they stand."
+            parts.append(("encoders", "Reconstructions, attention, map of the representations", _note(text)))
         body = "".join(
             f'<section id="{name}-{e.number}"><h3>{title}</h3>\n{content}</section>\n' for name, title, content in parts
         )

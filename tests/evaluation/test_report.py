@@ -338,11 +338,16 @@ def test_several_results(tmp_path: Path) -> None:
     write_report([tmp_path / "raw", tmp_path / "other"], tmp_path / "new" / "r.html", pictures="none")
     assert "<h2>phantom:n=60,size=32,seed=0 (other)</h2>" in (tmp_path / "new" / "r.html").read_text(encoding="utf-8")
     page = Page((tmp_path / "new" / "r.html").read_text(encoding="utf-8"))
-    assert {"overview", "evaluation-1", "evaluation-2", "map-2"} <= set(page.ids())
+    assert {"overview", "evaluation-1", "evaluation-2", "map-1", "encoders-2"} <= set(page.ids())
+    assert "map-2" not in page.ids()  # the same encoders on the same images
     value = raw["results"][1]["metrics"]["qwk"]["mean"]  # linear, standardized
     row = next(row for row in page.cells if row[0] == "ConRec" and len(row) == 3 and row[1] == row[2])
     assert row[1].startswith(f"{value:.3f}")
     assert "".join(page.words).count("One point per epoch") == 3  # one run, whatever the number of results
+    other["settings"]["field_of_view"] = "normalize"
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps(other))
+    write_report([tmp_path / "raw", tmp_path / "other"], tmp_path / "new" / "r.html", pictures="none")
+    assert "map-2" in Page((tmp_path / "new" / "r.html").read_text(encoding="utf-8")).ids()
     other["dataset"]["path"] = "phantom:n=61,size=32,seed=0"
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="for results of one alone"):
