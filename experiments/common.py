@@ -473,10 +473,11 @@ class Lab:
         took, in all.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        before = (read_json(folder / "job.json") or {}).get("seconds", 0)
+        key, earlier = self._key(checkpoints, arguments), read_json(folder / "job.json") or {}
+        before = earlier["seconds"] if earlier.get("key") == key else 0  # of this very job
         command = self.evaluation_command(folder, checkpoints, arguments)
         shown = self.portable(shlex.join(["python", *command]))
-        job = {"key": self._key(checkpoints, arguments), "done": False, "command": shown, "seconds": before}
+        job = {"key": key, "done": False, "command": shown, "seconds": before}
         log, started = folder / "evaluate.log", time.monotonic()
         try:
             with log.open("a", encoding="utf-8") as file:

@@ -163,6 +163,20 @@ def test_another_setting_runs_again(finished: tuple[Path, list[str]], monkeypatc
     assert not table1._supervised_job(lab, column, row).done()
 
 
+def test_time_is_that_of_the_very_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted job adds its parts up; one of other settings does not count what was done before."""
+    monkeypatch.setattr(common, "_run_child", lambda command, log: 0)
+    lab = common.Lab(tiny(), "nowhere", tmp_path)
+    (column,) = columns("circle-square")
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    seconds = []
+    for seed in (0, 0, 1):
+        lab.evaluate(tmp_path / "e", {}, lab.arguments(column, seed=seed))
+        seconds.append(json.loads((tmp_path / "e" / "job.json").read_text())["seconds"])
+    assert seconds == [10, 20, 10]
+
+
 def test_supervised_rows_have_the_folds_of_the_frozen_ones(
     finished: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
