@@ -272,7 +272,8 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
             continue
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
-    for name in ("alpha", "temperature", *(("learning_rate",) if settings["learning_rate"] is not None else ())):
+    optional = tuple(name for name in ("learning_rate", "max_minutes") if settings[name] is not None)
+    for name in ("alpha", "temperature", *optional):
         if not isinstance(settings[name], int | float) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):
@@ -318,8 +319,9 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {settings[name]!r}.")
     if settings["field_of_view"] not in FIELDS_OF_VIEW:
         raise ValueError(f"field_of_view must be null or normalize, got {settings['field_of_view']!r}.")
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate must be positive, got {settings['learning_rate']}.")
+    for name in ("learning_rate", "max_minutes"):
+        if settings[name] is not None and not settings[name] > 0:
+            raise ValueError(f"{name} must be positive, got {settings[name]}.")
     if settings["in_channels"] not in (1, 3):
         raise ValueError(f"in_channels must be 1 (gray) or 3 (RGB), got {settings['in_channels']}.")
     ConRecLoss(settings["alpha"], temperature=settings["temperature"])

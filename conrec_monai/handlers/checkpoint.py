@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ FREE_SETTINGS = {
     "pictures_every",
     "health_every",
     "checkpoint_every",
+    "max_minutes",
     "validate_every",
     "early_stop_patience",
     "on_error",
@@ -112,13 +114,15 @@ class RunCheckpoint:
         resume: go on from ``checkpoint.pt`` in ``output_dir`` where there is one.
         data: items of the run; a run goes on with the same ones only. None to leave that out.
         every: epochs between checkpoints that are kept beside it, as ``checkpoint_epoch_0100.pt``; 0 for none.
+        max_minutes: the run is stopped after the iteration in which so much time has passed since it began, or went on.
+            It ends as a whole one does, and can go on. None for no limit.
         hashes: gives the hashes of the run's images (see :class:`conrec_monai.data.CachedImages`), which an evaluation
             needs to tell whether it scores on images of the pretraining; None to leave that out.
 
     Each file has an entry ``pretraining``: ``{"settings", "epoch", "images"}``, the last being the hashes, sorted.
 
     In several processes (attach it in each) the first one writes; an interruption is left to the launcher, and the run
-    goes on from the last completed epoch.
+    goes on from the last completed epoch, at the end of which alone it is stopped by ``max_minutes``.
     """
 
     def __init__(
@@ -132,10 +136,14 @@ class RunCheckpoint:
         data: Sequence[Mapping[str, Any]] | None = None,
         every: int = 0,
         hashes: Callable[[], Tensor] | None = None,
+        max_minutes: float | None = None,
     ) -> None:
         if every < 0:
             raise ValueError(f"every must not be negative, got {every}.")
-        self.every = every
+        if max_minutes is not None and not 0 < max_minutes < math.inf:
+            raise ValueError(f"max_minutes must be positive, got {max_minutes}.")
+        self.every, self.max_minutes = every, max_minutes
+        self._end = math.inf
         self.hashes = hashes
         self.output_dir = Path(output_dir)
         self.network, self.preprocessing, self.settings = network, dict(preprocessing), dict(settings)
@@ -163,6 +171,8 @@ class RunCheckpoint:
                 self.logger.info(f"the run is complete after epoch {engine.state.epoch}; a larger max_epochs goes on")
             else:
                 self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
+        if self.max_minutes is not None:
+            self._end = time.monotonic() + 60 * self.max_minutes
         if threading.current_thread() is threading.main_thread() and not _several_processes():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
@@ -179,11 +189,22 @@ class RunCheckpoint:
 
     def _stop_if_interrupted(self, engine: Engine) -> None:
         # After the last iteration of an epoch its metrics are still to come: the epoch is completed first.
-        if self._signal is not None and engine.state.iteration % engine.state.epoch_length:
+        late = not _several_processes() and time.monotonic() >= self._end
+        if (self._signal is not None or late) and engine.state.iteration % engine.state.epoch_length:
             self.save(engine)
 
+    def _time_is_up(self) -> bool:
+        """Whether it is in any of the processes."""
+        late = time.monotonic() >= self._end
+        if self.max_minutes is None or not _several_processes():
+            return late
+        everyone = [late] * dist.get_world_size()
+        dist.all_gather_object(everyone, late)
+        return any(everyone)
+
     def save(self, engine: Engine) -> None:
-        """Writes ``checkpoint.pt``; ends the run when it was interrupted, or when its loss is no longer finite."""
+        """Writes ``checkpoint.pt``; ends the run when it was interrupted, when its time is up, or when its loss is no
+        longer finite."""
         path = self.output_dir / CHECKPOINT
         within = engine.state.iteration % engine.state.epoch_length  # else the mean over all processes is known
         loss = {**engine.running_metrics(), **({} if within else engine.state.metrics)}["loss"]
@@ -200,6 +221,11 @@ class RunCheckpoint:
             "data": None if self.data is None else data_fingerprint(self.data),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
+        done, length = engine.state.iteration, engine.state.epoch_length
+        unfinished = done < length * engine.state.max_epochs
+        stopped = self._time_is_up() and unfinished and self._signal is None
+        if stopped:
+            engine.terminate()
         if not _is_first():
             return
         pretraining = self._pretraining(engine)
@@ -207,13 +233,15 @@ class RunCheckpoint:
         if self.every and not within and engine.state.epoch % self.every == 0:
             snapshot = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
             save_checkpoint(snapshot, self.network, self.preprocessing, training=training, pretraining=pretraining)
-        done, length = engine.state.iteration, engine.state.epoch_length
-        if self._signal is not None and done < length * engine.state.max_epochs:
+        if not unfinished:
+            return
+        place = f"after {done % length or length} of {length} iterations of epoch {engine.state.epoch}"
+        on = "the same command with --resume True goes on from there."
+        if self._signal is not None:
             self._restore_signals()
-            raise SystemExit(
-                f"Interrupted after {done % length or length} of {length} iterations of epoch {engine.state.epoch}."
-                f" Saved to {path}; the same command with --resume True goes on from there."
-            )
+            raise SystemExit(f"Interrupted {place}. Saved to {path}; {on}")
+        if stopped:
+            self.logger.info(f"max_minutes, {self.max_minutes:g}, have passed: stopped {place}; {on}")
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signals()

@@ -82,6 +82,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "validate_every": 1,
         "early_stop_patience": 0,
         "checkpoint_every": 0,
+        "max_minutes": None,
         "resume": False,
     }
 
@@ -218,6 +219,7 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"validate_every": 0}, "validate_every must be at least 1, got 0."),
         ({"early_stop_patience": -1}, "early_stop_patience must be at least 0, got -1."),
         ({"checkpoint_every": -1}, "checkpoint_every must be at least 0, got -1."),
+        ({"max_minutes": 0}, "max_minutes must be positive, got 0."),
         ({"in_channels": 2}, "in_channels must be 1 (gray) or 3 (RGB), got 2."),
         ({"probe_dir": 3}, "probe_dir must be a path, got 3."),
         ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'."),

@@ -69,7 +69,13 @@ class At:
 
 
 def make_run(
-    images: CachedImages, output_dir: Path, *handlers: Any, resume: bool = False, seed: int = 0, **settings: Any
+    images: CachedImages,
+    output_dir: Path,
+    *handlers: Any,
+    resume: bool = False,
+    seed: int = 0,
+    max_minutes: float | None = None,
+    **settings: Any,
 ) -> ConRecTrainer:
     settings = {**SETTINGS, **settings}
     torch.manual_seed(seed)
@@ -87,7 +93,7 @@ def make_run(
         TwoViews(32).set_random_state(settings["seed"]),
         False,
         [
-            RunCheckpoint(output_dir, network, PREPROCESSING, settings, schedule, resume),
+            RunCheckpoint(output_dir, network, PREPROCESSING, settings, schedule, resume, max_minutes=max_minutes),
             LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
             *handlers,
         ],
@@ -190,6 +196,39 @@ def test_interrupted_run_goes_on_bit_for_bit(
     assert_same_end(second, whole[0])
     files = [read_checkpoint(path / "encoder.pt")["state_dict"] for path in (tmp_path, whole[1])]
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[1])
+    assert second.state.metrics == whole[0].state.metrics
+
+
+@pytest.mark.parametrize("iteration", [8, 10])
+def test_stopped_by_the_clock_the_run_ends_and_goes_on(
+    iteration: int,
+    images: CachedImages,
+    whole: tuple[ConRecTrainer, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Within an epoch or at its end: the encoder is written, and the rest is the run that nothing stopped."""
+    caplog.set_level(logging.INFO, "conrec_monai")
+    clock = [100.0]
+    monkeypatch.setattr("conrec_monai.handlers.checkpoint.time.monotonic", lambda: clock[0])
+    early = At(iteration - 1, lambda: clock.__setitem__(0, 129.9), Events.ITERATION_STARTED)
+    late = At(iteration, lambda: clock.__setitem__(0, 130.0), Events.ITERATION_STARTED)
+    first = make_run(images, tmp_path, early, late, max_minutes=0.5)
+    first.run()
+    assert first.state.iteration == iteration
+    place = f"after {iteration - EPOCH} of 5 iterations of epoch 2"
+    assert (
+        f"max_minutes, 0.5, have passed: stopped {place}; the same command with --resume True goes on from there."
+        in (caplog.messages)
+    )
+    weights, stopped = first.network.encoder.state_dict(), read_checkpoint(tmp_path / "encoder.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in stopped["state_dict"].items())
+    assert stopped["pretraining"]["epoch"] == iteration // EPOCH
+
+    second = make_run(images, tmp_path, resume=True, seed=5, max_minutes=0.5)
+    second.run()
+    assert_same_end(second, whole[0])
     assert second.state.metrics == whole[0].state.metrics
 
 
