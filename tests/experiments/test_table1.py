@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -447,15 +448,21 @@ def test_paths_of_this_machine_are_not_written(tmp_path: Path) -> None:
 
 
 def test_an_interruption_is_handed_on_and_waited_for(tmp_path: Path) -> None:
-    # The child interrupts its parent as Ctrl-C would, and ends when it is interrupted itself.
+    # The child interrupts its parent as Ctrl-C would, and ends when it is interrupted itself. A shell that starts the
+    # tests in the background lets them ignore that.
     code = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    os.kill(os.getppid(), signal.SIGINT)\n    while True: signal.pause()\n"
         "except KeyboardInterrupt:\n    print('saved', flush=True)\n"
     )
     log = tmp_path / "log"
-    with log.open("w") as file, pytest.raises(KeyboardInterrupt):
-        common._run_child([sys.executable, "-c", code], file)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("w") as file, pytest.raises(KeyboardInterrupt):
+            common._run_child([sys.executable, "-c", code], file)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert log.read_text() == "saved\n"
 
 
