@@ -141,7 +141,7 @@ def test_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     Path("list.csv").write_text("image,label,split\n0.png,0,train\n1.png,1,train\n2.png,0,test\n")
     assert main(["audit", "list.csv", "--output", "audit.json", "--page", "audit.html", "--workers", "1"]) == 1
     out, err = capsys.readouterr()
-    assert err == "" and "Leak: 1 groups of duplicates (2 images) lie on both sides of a split." in out
+    assert err == "" and "Leak: 1 group of duplicates (2 images) lie on both sides of a split." in out
     assert out.endswith("written: audit.json\nwritten: audit.html\n")
     manifest = json.loads(Path("audit.json").read_text())
     assert manifest["exact"] == [["1.png", "2.png"]] and manifest["conflicting_labels"][0]["labels"] == [1, 0]

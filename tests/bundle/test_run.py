@@ -174,7 +174,9 @@ def test_mistake_in_each_layout(outside: Path) -> None:
     assert message_of("messidor").endswith("adjudicated_dr_grade must be an integer from 0 to 4 or blank, got '5'")
 
     put("clinic/list.csv", "file,dr_grade\nb.png,1\n")
-    assert message_of("clinic/list.csv").endswith("must have the column image, found file, dr_grade")
+    assert message_of("clinic/list.csv").endswith(
+        "must have the column image, found file, dr_grade (image_key names another)"
+    )
     assert "clinic/list.csv, line 2: no image clinic/b.png" in message_of("clinic/list.csv", image_key="file")
     assert "circle-square:train=x: train must be a whole number, got 'x'" in message_of("circle-square:train=x")
 
