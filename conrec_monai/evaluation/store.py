@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+
+from conrec_monai.networks.utils import write_in_one_step
 
 from .predictions import FoldPrediction, Predictions
 
@@ -95,7 +96,7 @@ class PredictionStore:
             arrays[f"test_{i}"] = np.asarray(fold.test)
             arrays[f"probabilities_{i}"] = np.asarray(fold.probabilities)
             arrays[f"predicted_{i}"] = np.asarray(fold.predicted)
-        _write(self.path(key), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+        write_in_one_step(self.path(key), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
     def of_folds(self, key: Mapping[str, Any]) -> FoldStore:
         """What is kept of a training fold by fold, until the predictions of all folds are."""
@@ -137,16 +138,4 @@ class FoldStore:
     def put_state(self, fold: int, state: Mapping[str, Any]) -> None:
         """Keeps the state of a fold's training: tensors and plain values."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
-        _write(self._state_path(fold), lambda file: torch.save(dict(state), file))
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file in one step: an interruption leaves the old one, or none."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_in_one_step(self._state_path(fold), lambda file: torch.save(dict(state), file))

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ __all__ = [
     "read_checkpoint",
     "save_checkpoint",
     "untrained_like",
+    "write_in_one_step",
 ]
 
 FORMAT = "conrec_monai"
@@ -131,11 +132,21 @@ def save_checkpoint(
         "state_dict": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         **extra,
     }
+    write_in_one_step(path, lambda file: torch.save(content, file))
+
+
+def write_in_one_step(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file so that an interruption leaves the old one, or none, never half a new one.
+
+    Args:
+        path: of the file; its folder exists.
+        write: writes the content to an open binary file.
+    """
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
