@@ -348,8 +348,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
     _add_columns(parser)
     for name, text in COLUMNS.items():
-        option = f"--test-{name.replace('_', '-')}"
-        parser.add_argument(option, metavar="COLUMN", help=f"{text}, of --test".replace(", in a table,", ""))
+        what = text.partition(", ")[0]
+        parser.add_argument(f"--test-{name.replace('_', '-')}", metavar="COLUMN", help=f"{what} of --test")
     parser.add_argument("--on-error", choices=("raise", "skip"), help="what becomes of images that cannot be read")
 
 

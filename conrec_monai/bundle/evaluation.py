@@ -246,8 +246,7 @@ def evaluate_checkpoints(
             "duplicate_groups": len(found) if group_duplicates else None,
         },
         "classes": [
-            {"name": name, "count": count}
-            | {"test_name": None if test is None else other, "test_count": None if test is None else tested}
+            {"name": name, "count": count, "test_name": other, "test_count": None if test is None else tested}
             for name, other, count, tested in zip(classes, test_classes, counts, test_counts, strict=True)
         ],
         "ordinal": datalist.info.ordinal,

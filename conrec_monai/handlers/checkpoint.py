@@ -189,8 +189,9 @@ class RunCheckpoint:
 
     def _stop_if_interrupted(self, engine: Engine) -> None:
         # After the last iteration of an epoch its metrics are still to come: the epoch is completed first.
-        late = not _several_processes() and time.monotonic() >= self._end
-        if (self._signal is not None or late) and engine.state.iteration % engine.state.epoch_length:
+        # Several processes agree on the time at the end of an epoch alone.
+        stop = self._signal is not None or not _several_processes() and self._time_is_up()
+        if stop and engine.state.iteration % engine.state.epoch_length:
             self.save(engine)
 
     def _time_is_up(self) -> bool:
