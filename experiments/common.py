@@ -525,7 +525,7 @@ class Lab:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         # It was trained on no images at all.
-        nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "images": torch.empty(0, dtype=torch.int64)}
+        nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
         save_checkpoint(path, network, {"image_size": size, "resize": "squash"}, pretraining=nothing)
         return path
 

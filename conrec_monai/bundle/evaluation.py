@@ -458,12 +458,12 @@ def _load(checkpoint: Any, densenet: Any) -> list[dict[str, Any]]:
                 "kind": "checkpoint",
                 "encoder": load_encoder(path),
                 "preprocessing": content["preprocessing"],
-                "images": pretraining.get("images"),
+                "images": pretraining.get("image_hashes"),
                 "about": {
                     "checkpoint": str(path),
                     "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
                     "trained_with_labels": content["kind"] == "EncoderClassifier",
-                    "pretraining": {k: v for k, v in pretraining.items() if k != "images"} or None,
+                    "pretraining": {k: v for k, v in pretraining.items() if k != "image_hashes"} or None,
                 },
             }
         )

@@ -26,7 +26,7 @@ from torch import nn
 
 from conrec_monai.data import CachedImages, Datalist, load_datalist, write_manifest
 from conrec_monai.data.dataset import RESIZES
-from conrec_monai.engines import bfloat16_is_fast
+from conrec_monai.engines import bfloat16_is_fast, channels_last_is_fast, compilation_pays
 from conrec_monai.handlers.checkpoint import CHECKPOINT, ENCODER, check_resume
 from conrec_monai.losses import ConRecLoss
 from conrec_monai.networks.nets import ConRecUNet
@@ -160,6 +160,7 @@ def probe_data(
         training.num_workers,
         on_error=on_error,
         field_of_view=training.field_of_view,
+        cache_dir=training.cache_dir,
     )
 
 
@@ -257,14 +258,16 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
     """The settings of a run with every default filled in: null values become what they stand for.
 
     ``cache_size`` is ``image_size``; ``learning_rate`` is that of
-    :func:`conrec_monai.optimizers.default_learning_rate`; ``amp`` is whether the device has bfloat16 arithmetic.
+    :func:`conrec_monai.optimizers.default_learning_rate`; where they are "auto", ``amp`` is whether the device has
+    bfloat16 arithmetic, ``channels_last`` whether its convolutions are at their best so, and ``compile`` whether that
+    pays there.
 
     Args:
         device: where the run trains. It is checked, and not one of the settings.
         **settings: by their name in ``train.json``.
 
     Raises:
-        ValueError: when a value has the wrong type.
+        ValueError: when a value has the wrong type, or the network is to be compiled and cannot be.
     """
     whole = ("in_channels", *(name for name, _ in LIMITS))
     for name in whole:
@@ -278,11 +281,15 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):
             raise ValueError(f"{name} must be finite, got {settings[name]}.")
-    for name in ("masking", "decoder", "resume", *(("amp",) if settings["amp"] is not None else ())):
+    settings.setdefault("sync_batchnorm", False)
+    for name in ("masking", "decoder", "resume", "gradient_checkpointing", "encoder_half", "sync_batchnorm"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
-    for name in ("dataset_dir", "output_dir"):
-        if not isinstance(settings[name], str | os.PathLike):
+    for name in ("amp", "channels_last", "compile"):
+        if not isinstance(settings[name], bool) and settings[name] != "auto":
+            raise ValueError(f"{name} must be auto, True or False, got {settings[name]!r}.")
+    for name in ("dataset_dir", "output_dir", "cache_dir"):
+        if not isinstance(settings[name], str | os.PathLike) and (name != "cache_dir" or settings[name] is not None):
             raise ValueError(f"{name} must be a path, got {settings[name]!r}.")
     device = checked_device(device)
     features = settings["features"]
@@ -294,9 +301,28 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
         settings["cache_size"] = settings["image_size"]
     if settings["learning_rate"] is None and settings["batch_size"] > 0:
         settings["learning_rate"] = default_learning_rate(settings["optimizer"], settings["batch_size"])
-    if settings["amp"] is None:
+    if settings["cache_dir"] is not None:
+        settings["cache_dir"] = str(settings["cache_dir"])
+    if settings["amp"] == "auto":
         settings["amp"] = bfloat16_is_fast(device)
+    if settings["channels_last"] == "auto":
+        settings["channels_last"] = channels_last_is_fast(device)
+    if settings["compile"] is True and settings["gradient_checkpointing"]:
+        raise ValueError("compile and gradient_checkpointing cannot both be True.")
+    if settings["compile"] is True:
+        _check_compiler(device)
+    elif settings["compile"] == "auto":
+        settings["compile"] = compilation_pays(device) and not settings["gradient_checkpointing"]
     return settings
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compiles something small: whether that works is known only then."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the compiler behind it raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"compile True: torch.compile does not work on this machine: {reason}") from None
 
 
 def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
@@ -347,6 +373,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         )
     if settings["probe_dir"] is not None and not isinstance(settings["probe_dir"], str | os.PathLike):
         raise ValueError(f"probe_dir must be a path, got {settings['probe_dir']!r}.")
+    if settings["cache_dir"] is not None:
+        check_output_dir(settings["cache_dir"], "cache_dir")
     path = check_output_dir(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         if not settings["resume"]:
@@ -361,7 +389,9 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     logging.getLogger("conrec_monai").info(
         f"{len(datalist)} images ({datalist.info.source}) at {size} px, batch_size {settings['batch_size']}, max_epochs"
         f" {settings['max_epochs']}, {settings['optimizer']} with learning_rate {settings['learning_rate']:g}, features"
-        f" {settings['features']}, {'bfloat16' if settings['amp'] else 'float32'} arithmetic"
+        f" {settings['features']}, {'bfloat16' if settings['amp'] else 'float32'} arithmetic,"
+        f" {'channels-last' if settings['channels_last'] else 'contiguous'} memory,"
+        f" {'' if settings['compile'] else 'not '}compiled"
     )
     if datalist.info.source == "classes" and datalist.info.class_names is not None:  # any folders look like classes
         counts = Counter(item["label"] for item in datalist)
@@ -376,16 +406,11 @@ def _processes() -> int:
 def _check_goes_on(path: Path, settings: Mapping[str, Any], data: Datalist | None) -> None:
     """Checks that a run can go on from a checkpoint; without data, all but the images."""
     training = check_resume(path, settings, data)["training"]
-    old, processes = training["epoch_length"], _processes()
+    old = training["epoch_length"]
     if data is not None and old != len(data) // settings["batch_size"]:
         raise ValueError(
             f"the run cannot go on from {path}: its epochs have {old} iterations, this run's"
             f" {len(data) // settings['batch_size']}; the number of images changed."
-        )
-    if len(training["views"]) != processes:
-        raise ValueError(
-            f"the run cannot go on from {path}: it is one of {len(training['views'])} processes, this one has"
-            f" {processes}."
         )
     done = training["iteration"] // old
     if done > settings["max_epochs"]:

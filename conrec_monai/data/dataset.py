@@ -23,13 +23,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
+from conrec_monai.utils import progress_bar
 
 from .datalist import ON_ERROR, Datalist
+from .image_cache import DIGEST_BYTES, ImageCache
 from .image_reader import read_image, to_channels
-from .layouts import some
+from .layouts import shown, some
 
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
@@ -38,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class CachedImages(Dataset):
-    """Images decoded once and kept as one uint8 tensor, so that an epoch costs one gather per batch.
+    """Images decoded once and kept as uint8, in memory or on disk, so that an epoch costs one gather per batch.
 
     The constructor only checks its arguments; `load` decodes, and the first access calls it. Call it before a
     `DataLoader` starts worker processes, or each of them decodes for itself. Batches come fastest, and only work, with
@@ -51,6 +52,10 @@ class CachedImages(Dataset):
     With `field_of_view="normalize"`, each image as decoded passes through `NormalizeFieldOfView`, which brings it to
     the square of `size` by itself; `resize` then has no effect. Images in which no retina was found are kept, named in
     `unsure` and logged as one warning.
+
+    With a `cache_dir` the images are decoded into an `ImageCache` there, once for all runs and processes, and mapped
+    into memory: one copy for all processes, of no more than what is used where memory is short. A photograph that is
+    added later is decoded alone. Every file is still read, to tell by its content whether it is the same one.
 
     With `on_error="skip"`, `load` removes the images that cannot be read from `data`, `labels`, `ids`, `groups` and
     `images` alike: call it before anything takes the length of the dataset.
@@ -67,10 +72,12 @@ class CachedImages(Dataset):
         on_error: what becomes of images that cannot be read: "raise" (an error) or "skip" (left out, logged and
             recorded).
         field_of_view: "normalize" to bring each retina to the same circle and mask; None to leave images as they are.
+        cache_dir: folder of decoded images; None to keep them in the memory of this process.
 
     Attributes:
         data: the items as given; where some were left out, a new list (`Datalist` if that was given) of the others.
-        images: uint8 tensor N x channels x S x S.
+        images: uint8 tensor N x channels x S x S; not to be changed. From a `cache_dir` it may be a copy: better
+            `gather` those that are needed.
         labels: int64 tensor of N labels, -1 where an item has none.
         ids: N identifiers; the position as text where an item has none.
         groups: N group names or None.
@@ -93,6 +100,7 @@ class CachedImages(Dataset):
         progress: bool = True,
         on_error: str = "raise",
         field_of_view: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
     ) -> None:
         if len(data) == 0:
             raise ValueError("data holds no items")
@@ -127,7 +135,9 @@ class CachedImages(Dataset):
         self.groups: list[str | None] = [item.get("group") for item in data]
         self.skipped: list[dict[str, str]] = list(data.skipped) if isinstance(data, Datalist) else []
         self.unsure: list[dict[str, str]] = []
+        self.cache_dir = cache_dir
         self._images: torch.Tensor | None = None
+        self._places: torch.Tensor | None = None  # of this dataset's images among those of a cache
         self._hashes = torch.empty(0, dtype=torch.int64)
 
     def load(self) -> CachedImages:
@@ -142,42 +152,59 @@ class CachedImages(Dataset):
         """
         if self._images is not None:
             return self
-        try:
-            images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
-        except RuntimeError:
-            gigabytes = len(self) * self.channels * self.size**2 / 1e9
-            raise ValueError(
-                f"{len(self)} images of {self.size} x {self.size} pixels need {gigabytes:.3g} GB, more than there is;"
-                " a smaller size is needed"
-            ) from None
+        if self.cache_dir is None:
+            self._load(None)
+        else:
+            decoding = {"resize": self.resize, "field_of_view": self.field_of_view}
+            with ImageCache(self.cache_dir, (self.channels, self.size, self.size), decoding) as cache:
+                self._load(cache)
+        return self
 
+    def _load(self, cache: ImageCache | None) -> None:
+        images = self._memory() if cache is None else None
+        places = torch.arange(len(self))
         hashes = torch.zeros(len(self), dtype=torch.int64)
-
-        normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
         unsure: dict[int, str] = {}
+        normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
 
         def fill(index: int) -> str | None:
             image, frame = self.data[index]["image"], self.data[index].get("frame")
             in_memory = isinstance(image, np.ndarray)
             try:
                 if in_memory:
-                    array = to_channels(image, self.channels)
+                    image = to_channels(image, self.channels)
+                before = None if in_memory else _state(image)
+                digest = _content_digest(self.data[index]["image"], frame)
+                hashes[index] = int.from_bytes(digest[:8], "little", signed=True)
+                known = None if cache is None else cache.find(digest)
+                if known is not None:
+                    places[index], reason = known
                 else:
-                    array = read_image(image, self.channels, frame=frame, min_side=self.size)
-                hashes[index] = _content_hash(image, frame)
+                    array = image
+                    if not in_memory:
+                        array = read_image(image, self.channels, frame=frame, min_side=self.size)
+                    reason = ""
+                    if normalize:
+                        array, found = normalize(array)
+                        reason = found.reason or ""
+                    if not in_memory and _state(image) != before:
+                        raise ValueError(f"cannot read image {shown(image)}: it was changed meanwhile")
             except (ValueError, OSError) as error:
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
-            if normalize:
-                array, found = normalize(array)
-                if found.reason:
-                    unsure[index] = found.reason
-            images[index] = _fit(array, self.size, self.resize)
+            if reason:
+                unsure[index] = reason
+            if known is None:
+                fitted = _fit(array, self.size, self.resize)
+                if cache is not None:
+                    places[index] = cache.add(digest, fitted, reason)
+                elif images is not None:
+                    images[index] = fitted
             return None
 
         pool = ThreadPoolExecutor(self.num_workers)
         try:
             done = pool.map(fill, range(len(self)))
-            bar = tqdm(done, "Loading images", len(self), unit="image", disable=None if self.progress else True)
+            bar = progress_bar(done, self.progress, desc="Loading images", total=len(self), unit="image")
             failures = {index: failure for index, failure in enumerate(bar) if failure}
         finally:
             pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
@@ -185,7 +212,6 @@ class CachedImages(Dataset):
             first = "; ".join(list(failures.values())[:5])
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
             raise ValueError(f"{len(failures)} of {len(self)} images cannot be loaded: {first}{more}")
-        self._hashes = hashes
         self.unsure = [self._entry(index, unsure[index]) for index in sorted(unsure)]
         if unsure:
             names = some((self.ids[index] for index in sorted(unsure)), 3)
@@ -193,28 +219,43 @@ class CachedImages(Dataset):
                 f"no retina was found in {len(unsure)} of {len(self)} images, of which the largest ellipse is kept:"
                 f" {names}"
             )
+        self._hashes = hashes
         if failures:
-            images = self._skip(images, failures)
-        self._images = images
-        return self
+            places = self._skip(failures, places)
+        if images is None:
+            assert cache is not None
+            self._images, self._places = cache.images(), places
+            return
+        if failures:
+            for new, old in enumerate(places):  # in place: the images may fill most of the memory
+                images[new] = images[old]
+        self._images = images[: len(self)]
 
-    def _skip(self, images: torch.Tensor, failures: dict[int, str]) -> torch.Tensor:
-        """Remove the images of these positions everywhere; the values are the reasons."""
+    def _memory(self) -> torch.Tensor:
+        try:
+            return torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+        except RuntimeError:
+            gigabytes = len(self) * self.channels * self.size**2 / 1e9
+            raise ValueError(
+                f"{len(self)} images of {self.size} x {self.size} pixels need {gigabytes:.3g} GB, more than there is;"
+                " a smaller size is needed, or a cache_dir"
+            ) from None
+
+    def _skip(self, failures: dict[int, str], places: torch.Tensor) -> torch.Tensor:
+        """Remove the images of these positions, the values are the reasons, everywhere; the places of the others."""
         names = some((self.ids[index] for index in failures), 3)
         logging.getLogger("conrec_monai").warning(
             f"{len(failures)} of {len(self)} images cannot be read and are left out: {names}"
         )
         self.skipped += [self._entry(index, reason) for index, reason in failures.items()]
         kept = [index for index in range(len(self)) if index not in failures]
-        for new, old in enumerate(kept):  # in place: the images may fill most of the memory
-            images[new] = images[old]
         items = [self.data[index] for index in kept]
         self.data = Datalist(items, self.data.info, self.skipped) if isinstance(self.data, Datalist) else items
         self.labels = self.labels[kept]
         self._hashes = self._hashes[kept]
         self.ids = [self.ids[index] for index in kept]
         self.groups = [self.groups[index] for index in kept]
-        return images[: len(kept)]
+        return places[kept]
 
     def _entry(self, index: int, reason: str) -> dict[str, str]:
         image = self.data[index]["image"]
@@ -225,7 +266,19 @@ class CachedImages(Dataset):
     def images(self) -> torch.Tensor:
         self.load()
         assert self._images is not None
-        return self._images
+        if self._places is None:
+            return self._images
+        first = int(self._places[0])
+        if torch.equal(self._places, torch.arange(first, first + len(self))):
+            return self._images[first : first + len(self)]
+        return self._images.index_select(0, self._places)
+
+    def gather(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Copy the images at these positions: uint8 B x channels x S x S."""
+        self.load()
+        assert self._images is not None
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self._images.index_select(0, index if self._places is None else self._places[index])
 
     @property
     def hashes(self) -> torch.Tensor:
@@ -236,14 +289,15 @@ class CachedImages(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # A copy: transforms that work in place must not reach the cache.
-        return {"image": self.images[index].clone(), "label": self.labels[index].clone(), "id": self.ids[index]}
+        # A copy: transforms that work in place must not reach the images that are kept.
+        index = range(len(self))[index]  # a negative one counts from the end, as in a list
+        return {"image": self.gather([index])[0], "label": self.labels[index].clone(), "id": self.ids[index]}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return a whole batch: "image" B x C x S x S (uint8), "label" B (int64), "id" (B texts); for `DataLoader`."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return {
-            "image": self.images.index_select(0, index),
+            "image": self.gather(index),
             "label": self.labels.index_select(0, index),
             "id": [self.ids[i] for i in indices],
         }
@@ -334,17 +388,33 @@ class EpochBatchSampler(Sampler[list[int]]):
             self.epoch, self.batch = epoch + 1, 0
 
 
-def _content_hash(image: str | os.PathLike | np.ndarray, frame: int | None) -> int:
-    """64 bits of a hash of a file's bytes, or of an array, and the frame."""
-    sha = hashlib.blake2b(str(frame).encode(), digest_size=8)
+def _content_digest(image: str | os.PathLike | np.ndarray, frame: int | None) -> bytes:
+    """A hash of a file's bytes, or of an array, and the frame."""
+    content = hashlib.blake2b(str(frame).encode(), digest_size=DIGEST_BYTES)
     if isinstance(image, np.ndarray):
-        sha.update(f"{image.dtype.str}{image.shape}".encode())
-        sha.update(np.ascontiguousarray(image).tobytes())
+        content.update(f"{image.dtype.str}{image.shape}".encode())
+        content.update(np.ascontiguousarray(image).tobytes())
     else:
-        with open(image, "rb") as file:  # the decoder reads the same bytes, then from the system's cache
+        with open(image, "rb") as file:  # a decoder reads the same bytes, then from the system's cache
             while block := file.read(1 << 20):
-                sha.update(block)
-    return int.from_bytes(sha.digest(), "little", signed=True)
+                content.update(block)
+    return content.digest()
+
+
+def _state(path: str | os.PathLike) -> tuple[int, ...]:
+    """What changes when a file does.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`, when it cannot be opened.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image file not found: {shown(path)}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read image {shown(path)}: {error.strerror or error}") from None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _label(index: int, label: Any) -> int:

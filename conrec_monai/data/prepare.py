@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from conrec_monai.utils import duration, progress_bar
 from conrec_monai.version import __version__
 
 from .archives import JOIN, Member, check_members, fetched, is_part, list_members
@@ -563,7 +563,7 @@ class _Progress:
     def __init__(self, total: int, done: int) -> None:
         self.total, self.first, self.done = total, done, done
         self.start = self.last = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc="Preparing", unit="image", dynamic_ncols=True, disable=None)
+        self.bar = progress_bar(total=total, initial=done, desc="Preparing", unit="image", dynamic_ncols=True)
 
     def __enter__(self) -> _Progress:
         return self
@@ -578,8 +578,8 @@ class _Progress:
         if self.bar.disable and now - self.last > 30:
             self.last = now
             rate = (self.done - self.first) / (now - self.start)
-            left = (self.total - self.done) / rate / 60
-            logger.info("%d of %d images, %.1f images/s, %.0f minutes left", self.done, self.total, rate, left)
+            left = duration((self.total - self.done) / rate)
+            logger.info("%d of %d images, %.1f images/s, %s left", self.done, self.total, rate, left)
 
 
 # --- RetinaMNIST ------------------------------------------------------------------------------------------------------

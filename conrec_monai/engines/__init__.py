@@ -11,10 +11,19 @@
 
 from __future__ import annotations
 
-from .batch_trainer import BatchTrainer, bfloat16_is_fast
+from .batch_trainer import BatchTrainer, bfloat16_is_fast, channels_last_is_fast, compilation_pays
 from .evaluator import ConRecEvaluator
 from .fine_tuner import FineTuner
 from .prepare_batch import PrepareUnitBatch
 from .trainer import ConRecTrainer
 
-__all__ = ["BatchTrainer", "ConRecEvaluator", "ConRecTrainer", "FineTuner", "PrepareUnitBatch", "bfloat16_is_fast"]
+__all__ = [
+    "BatchTrainer",
+    "ConRecEvaluator",
+    "ConRecTrainer",
+    "FineTuner",
+    "PrepareUnitBatch",
+    "bfloat16_is_fast",
+    "channels_last_is_fast",
+    "compilation_pays",
+]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,18 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["BatchTrainer", "bfloat16_is_fast", "check_unit_range", "world_size"]
+__all__ = [
+    "BatchTrainer",
+    "bfloat16_is_fast",
+    "channels_last_is_fast",
+    "check_unit_range",
+    "compilation_pays",
+    "rank",
+    "world_size",
+]
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -34,6 +44,26 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return (
         device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def channels_last_is_fast(device: torch.device) -> bool:
+    """Whether convolutions of the device are at their best in channels-last memory format."""
+    return device.type in ("cpu", "cuda")
+
+
+def compilation_pays(device: torch.device) -> bool:
+    """Whether :func:`torch.compile` makes a step faster: on NVIDIA cards that Triton, where it is installed, takes. On
+    the CPU the compiled bfloat16 step is the slower one (docs/results/throughput)."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and find_spec("triton") is not None
+    )
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
@@ -48,9 +78,20 @@ def check_unit_range(images: Tensor) -> None:
             raise ValueError(f"floating point images must have values in [0, 1], found {low:g} to {high:g}.")
 
 
+def _check_memory_format(network: DistributedDataParallel, memory_format: torch.memory_format) -> None:
+    """Changed after DistributedDataParallel has laid out its buckets, it makes their gradients wrong."""
+    if not all(p.is_contiguous(memory_format=memory_format) for p in network.parameters() if p.ndim == 4):
+        raise ValueError(
+            f"network must be a DistributedDataParallel of a module that is in {memory_format} already:"
+            f" module.to(memory_format={memory_format})."
+        )
+
+
 class BatchTrainer(Trainer):
-    """What the trainers of whole batches share: channels-last network, bfloat16, metrics that stay on the device until
-    the end of the epoch, and a state from which a run goes on.
+    """What the trainers of whole batches share: memory format, bfloat16, compilation, metrics that stay on the device
+    until the end of the epoch, and a state from which a run goes on.
+
+    Within an epoch the host never waits for the device.
 
     A subclass has an ``_iteration`` and a ``_count``, and says in :attr:`random_state` what all randomness of its
     iterations comes from.
@@ -66,6 +107,16 @@ class BatchTrainer(Trainer):
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         train_handlers: Ignite handlers with an ``attach`` method.
         inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+        channels_last: whether network and images are in channels-last memory format; None where the device is faster
+            so.
+        compile: whether the network is compiled by :func:`torch.compile`; None where that pays.
+
+    In several processes ``network`` is a DistributedDataParallel, made from a module in its final memory format (that
+    of ``channels_last``), each process loads its part of every batch (``EpochBatchSampler(..., rank, num_replicas)``),
+    and all have the same random state, from which each takes its part of what one process would draw.
+
+    Raises:
+        ValueError: when a DistributedDataParallel was made of a module in another memory format.
 
     Attributes:
         parts: names of the metrics of an epoch.
@@ -87,6 +138,8 @@ class BatchTrainer(Trainer):
         amp: bool | None = None,
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
     ) -> None:
         super().__init__(
             device=device,
@@ -96,7 +149,15 @@ class BatchTrainer(Trainer):
             decollate=False,
         )
         self.device = torch.device(device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if channels_last is None:
+            channels_last = channels_last_is_fast(self.device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if isinstance(network, DistributedDataParallel):
+            _check_memory_format(network, self.memory_format)
+        network = network.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if compilation_pays(self.device) if compile is None else compile:
+            network = torch.compile(network)  # type: ignore[assignment]
+        self.network = network
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.inferer = SimpleInferer() if inferer is None else inferer
@@ -105,6 +166,8 @@ class BatchTrainer(Trainer):
         self._totals = totals.to(self.device)
         self._counted = 0
         self._checked = False
+        self._arriving: tuple[Tensor, int, torch.cuda.Event | None] | None = None
+        self._recent: dict[str, float] | None = None
         self.stateful: dict[str, Any] = {}
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._count)
@@ -134,6 +197,34 @@ class BatchTrainer(Trainer):
         """Means of the metrics of this process over the epoch so far; waits for the device."""
         return dict(zip(self.parts, (self._totals / max(self._counted, 1)).tolist(), strict=True))
 
+    def recent_metrics(self) -> dict[str, float] | None:
+        """Means of the metrics of this process over the epoch up to a recent iteration, without waiting for the device;
+        None while nothing has arrived from it."""
+        if self._arriving is not None and (self._arriving[2] is None or self._arriving[2].query()):
+            totals, counted, _ = self._arriving
+            self._recent = dict(zip(self.parts, (totals / max(counted, 1)).tolist(), strict=True))
+            self._arriving = None
+        if self._arriving is None:
+            on_cuda = self.device.type == "cuda"
+            totals = torch.empty_like(self._totals, device="cpu", pin_memory=on_cuda)
+            totals.copy_(self._totals, non_blocking=True)
+            event = torch.cuda.Event() if on_cuda else None
+            if event is not None:
+                event.record()
+            self._arriving = (totals, self._counted, event)
+        return self._recent
+
+    def _predict(self, images: Tensor) -> Any:
+        """The network's output for images of an iteration, in training mode; its dropout comes from the random state.
+
+        Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
+        """
+        torch.manual_seed(int(self.random_state.randint(2**31)) + rank())
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            return self.inferer(images.contiguous(memory_format=self.memory_format), self.network)
+
     def _epoch_means(self) -> Tensor:
         """The means of a completed epoch over all processes, which count alike."""
         means = self._totals / max(self._counted, 1)
@@ -146,21 +237,13 @@ class BatchTrainer(Trainer):
         self.state.metrics.update(zip(self.parts, self._epoch_means().tolist(), strict=True))
 
     def training_state(self) -> dict[str, Any]:
-        """All that the run's future depends on besides network, data and settings: tensors and plain values.
-
-        In several processes all of them call it: it holds the random state of each.
-        """
+        """All that the run's future depends on besides network, data and settings: tensors and plain values."""
         state: Any = self.random_state.get_state(legacy=True)
-        views: list[Any] = [{"keys": torch.from_numpy(state[1].astype(np.int64)), "rest": list(state[2:])}]
-        if world_size() > 1:
-            everyone: list[Any] = [None] * world_size()
-            dist.all_gather_object(everyone, views[0])
-            views = everyone
         return {
             "iteration": self.state.iteration,
             "epoch_length": self.state.epoch_length,
             "optimizer": self.optimizer.state_dict(),
-            "views": views,
+            "random": {"keys": torch.from_numpy(state[1].astype(np.int64)), "rest": list(state[2:])},
             "totals": self._totals.clone(),
             "counted": self._counted,
             "stateful": {name: value.state_dict() for name, value in self.stateful.items()},
@@ -170,22 +253,16 @@ class BatchTrainer(Trainer):
         """Goes on where :meth:`training_state` was taken; the network's weights are loaded apart.
 
         Raises:
-            ValueError: when the epochs have another number of iterations (the data or the batch size changed), or the
-                number of processes is another.
+            ValueError: when the epochs have another number of iterations (the data or the batch size changed).
         """
         if state["epoch_length"] != self.state.epoch_length:
             raise ValueError(
                 f"the checkpoint's epochs have {state['epoch_length']} iterations, this run's {self.state.epoch_length}"
                 ": the number of images or the batch size changed."
             )
-        if len(state["views"]) != world_size():
-            raise ValueError(
-                f"the checkpoint is one of {len(state['views'])} processes, this run has {world_size()}: it goes on in"
-                " as many only."
-            )
         self.optimizer.load_state_dict(state["optimizer"])
-        views = state["views"][dist.get_rank() if world_size() > 1 else 0]
-        self.random_state.set_state(("MT19937", views["keys"].numpy().astype(np.uint32), *views["rest"]))
+        random = state["random"]
+        self.random_state.set_state(("MT19937", random["keys"].numpy().astype(np.uint32), *random["rest"]))
         for name, value in state["stateful"].items():
             if name in self.stateful:
                 self.stateful[name].load_state_dict(value)

@@ -23,7 +23,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from conrec_monai.engines.batch_trainer import bfloat16_is_fast, world_size
+from conrec_monai.engines.batch_trainer import bfloat16_is_fast, channels_last_is_fast, world_size
 from conrec_monai.engines.trainer import PARTS
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
@@ -51,6 +51,8 @@ class ConRecEvaluator(Evaluator):
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
         val_handlers: Ignite handlers with an ``attach`` method.
+        channels_last: whether the images are in channels-last memory format, as the trainer has brought the network to;
+            None where the device is faster so.
     """
 
     def __init__(
@@ -64,11 +66,15 @@ class ConRecEvaluator(Evaluator):
         amp: bool | None = None,
         inferer: Inferer | None = None,
         val_handlers: Sequence | None = None,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__(device=device, val_data_loader=val_data_loader, non_blocking=True, decollate=False)
         self.device = torch.device(device)
         self.network, self.loss_function, self.views, self.seed = network, loss_function, views, seed
         self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
+        if channels_last is None:
+            channels_last = channels_last_is_fast(self.device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.inferer = SimpleInferer() if inferer is None else inferer
         self._totals: dict[str, list[Tensor]] = {}
         self.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -83,7 +89,7 @@ class ConRecEvaluator(Evaluator):
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         inputs, targets = self.views.batch(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
         with self.mode(self.network), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            prediction = self.inferer(inputs.contiguous(memory_format=torch.channels_last), self.network)
+            prediction = self.inferer(inputs.contiguous(memory_format=self.memory_format), self.network)
         with torch.no_grad():
             losses = self.loss_function(prediction.projection, prediction.reconstruction, targets)
             accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.chunk(2))

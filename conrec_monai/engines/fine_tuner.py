@@ -24,7 +24,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range, world_size
+from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range, rank, world_size
 from conrec_monai.transforms import BatchRandTransform, unit_float
 
 __all__ = ["FineTuner"]
@@ -56,13 +56,14 @@ class FineTuner(BatchTrainer):
         loss_function: from logits B[K], float32, and labels B to a scalar: ``torch.nn.CrossEntropyLoss()``, or
             :class:`conrec_monai.losses.CumulativeBCELoss` for grades.
         augmentation: of the training images; None for none. It is given the trainer's random state.
-        seed: of all randomness of the iterations, augmentation and dropout; in several processes another one in each.
+        seed: of all randomness of the iterations, augmentation and dropout.
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         train_handlers: Ignite handlers with an ``attach`` method.
         inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+        channels_last: see :class:`BatchTrainer`.
+        compile: see :class:`BatchTrainer`.
 
-    In several processes ``network`` is a DistributedDataParallel, whose module is in channels-last format already; the
-    metrics of a completed epoch are the means over all processes.
+    In several processes see :class:`BatchTrainer`; the metrics of a completed epoch are the means over all processes.
 
     Raises:
         ValueError: at the first iteration, for images or labels that it cannot take; at the end of an epoch whose loss
@@ -84,6 +85,8 @@ class FineTuner(BatchTrainer):
         amp: bool | None = None,
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.R = np.random.RandomState(seed)
         self.augmentation = augmentation
@@ -100,6 +103,8 @@ class FineTuner(BatchTrainer):
             amp,
             train_handlers,
             inferer,
+            channels_last,
+            compile,
         )
 
     @property
@@ -123,14 +128,8 @@ class FineTuner(BatchTrainer):
         images = unit_float(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
         labels = batchdata[Keys.LABEL].to(self.device, non_blocking=True)
         if self.augmentation is not None:
-            images = self.augmentation.batch(images)
-        # Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
-        torch.manual_seed(int(self.random_state.randint(2**31)))
-        self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits = self.inferer(images.contiguous(memory_format=torch.channels_last), self.network)
-        logits = logits.float()
+            images = self.augmentation.batch(images, rank(), world_size())
+        logits = self._predict(images).float()
         output = {Keys.IMAGE: images, Keys.LABEL: labels, Keys.PRED: logits.detach()}
         engine.state.output = [output]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)

@@ -23,7 +23,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range
+from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range, rank, world_size
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
 
@@ -36,13 +36,12 @@ class ConRecTrainer(BatchTrainer):
     """Trains a :class:`conrec_monai.networks.nets.ConRecUNet` on unlabeled images.
 
     Each iteration takes a batch of decoded images, makes both views of all images in batch on the device, runs them
-    through the network as one batch of 2B (so batch-norm statistics are shared) in channels-last memory format, and
-    steps the optimizer. Iteration events are those of :class:`monai.engines.SupervisedTrainer`. ``engine.state.output``
-    is a list of one dictionary, the whole batch of the last iteration, so that ``from_engine(["loss"], first=True)``
-    and the handlers of MONAI that are built on it work: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"``
-    (reconstruction or None) and the scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``,
-    ``"contrastive_accuracy"``, whose means over the epoch are in ``engine.state.metrics`` when it is completed. They
-    stay on the device until then.
+    through the network as one batch of 2B (so batch-norm statistics are shared), and steps the optimizer. Iteration
+    events are those of :class:`monai.engines.SupervisedTrainer`. ``engine.state.output`` is a list of one dictionary,
+    the whole batch of the last iteration, so that ``from_engine(["loss"], first=True)`` and the handlers of MONAI that
+    are built on it work: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"`` (reconstruction or None) and the
+    scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``, ``"contrastive_accuracy"``, whose means over
+    the epoch are in ``engine.state.metrics`` when it is completed. They stay on the device until then.
 
     A run that goes on from :meth:`training_state` is, on the CPU, bit for bit the run that was not interrupted, in the
     middle of an epoch too, when the loader's ``batch_sampler`` has a ``set_position(epoch, batch)``
@@ -60,10 +59,13 @@ class ConRecTrainer(BatchTrainer):
         amp: autocast to bfloat16; None where the device has arithmetic for it.
         train_handlers: Ignite handlers with an ``attach`` method.
         inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
+        channels_last: see :class:`BatchTrainer`.
+        compile: see :class:`BatchTrainer`.
 
-    In several processes ``network`` is a DistributedDataParallel, whose module is in channels-last format already, each
-    process loads its part of the batch (``EpochBatchSampler(..., rank, num_replicas)``) and seeds ``views`` by its
-    rank. The metrics of a completed epoch are the means over all processes.
+    In several processes see :class:`BatchTrainer`; ``views`` has the same seed in each. The metrics of a completed
+    epoch are the means over all processes. With batch norm that is synchronized
+    (:func:`conrec_monai.networks.layers.synchronize_batch_norm`) they compute what one process does with the whole
+    batch, but for dropout and rounding.
 
     Raises:
         ValueError: at the first iteration, for floating point images that have values outside [0, 1].
@@ -83,6 +85,8 @@ class ConRecTrainer(BatchTrainer):
         amp: bool | None = None,
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.views = views
         super().__init__(
@@ -96,6 +100,8 @@ class ConRecTrainer(BatchTrainer):
             amp,
             train_handlers,
             inferer,
+            channels_last,
+            compile,
         )
 
     @property
@@ -109,13 +115,8 @@ class ConRecTrainer(BatchTrainer):
         if not self._checked:
             check_unit_range(images)
         self._checked = True
-        inputs, targets = self.views.batch(images)
-        # Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
-        torch.manual_seed(int(self.random_state.randint(2**31)))
-        self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            prediction = self.inferer(inputs.contiguous(memory_format=torch.channels_last), self.network)
+        inputs, targets = self.views.batch(images, rank(), world_size())
+        prediction = self._predict(inputs)
         reconstruction = prediction.reconstruction
         output = {
             Keys.IMAGE: inputs,

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from conrec_monai.data import Datalist, read_image
 from conrec_monai.data.image_reader import to_channels
 from conrec_monai.data.layouts import Item, shown
+from conrec_monai.utils import progress_bar
 
 from .duplicates import content_hash, field_patch, linked, near_pairs
 
@@ -159,8 +159,7 @@ def _look_at_all(datalist: Datalist, num_workers: int, progress: bool) -> list[_
     pool = ThreadPoolExecutor(num_workers)
     try:
         done = pool.map(_look, datalist)
-        disable = None if progress else True
-        return list(tqdm(done, "Reading images", len(datalist), unit="image", disable=disable))
+        return list(progress_bar(done, progress, desc="Reading images", total=len(datalist), unit="image"))
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
 

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import dct
-from tqdm import tqdm
+
+from conrec_monai.utils import progress_bar
 
 __all__ = ["content_hash", "duplicate_groups", "field_patch", "linked", "merge_groups", "near_pairs"]
 
@@ -112,7 +113,7 @@ def near_pairs(patches: Sequence[torch.Tensor | None], progress: bool = False) -
     count = len(known)
     root = torch.arange(count)  # of the group that an image is in so far: its members need no comparison any more
     pairs = []
-    for orientation in tqdm(range(8), "Comparing images", disable=None if progress else True):
+    for orientation in progress_bar(range(8), progress, desc="Comparing images"):
         turned = _turn_hashes(hashes, orientation).flatten(1)
         for row in range(0, count, ROWS):
             for column in range(row - row % COLUMNS, count, COLUMNS):

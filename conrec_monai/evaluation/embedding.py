@@ -16,7 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from conrec_monai.utils import progress_bar
 
 __all__ = ["central_part", "embed", "embed_levels", "has_levels"]
 
@@ -118,7 +119,7 @@ def _run(
     representations = []
     try:
         with torch.inference_mode():
-            for batch in tqdm(images.split(batch_size), desc="embed", leave=False, disable=None if progress else True):
+            for batch in progress_bar(images.split(batch_size), progress, desc="embed", leave=False):
                 x = batch.to(device).float() / 255
                 h = function(x)
                 if h.ndim != 2 or len(h) != len(x):

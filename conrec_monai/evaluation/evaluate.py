@@ -23,7 +23,8 @@ import numpy as np
 import sklearn
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from conrec_monai.utils import duration, progress_bar
 
 from .embedding import embed, embed_levels, has_levels
 from .fine_tuning import SECONDS_BETWEEN_LINES, FineTuneSettings, predict_fine_tuned
@@ -200,7 +201,7 @@ def evaluate(
         for fraction in sorted(fractions)
     ]
     cells = []
-    bar = tqdm(jobs, desc="evaluation", unit="job", disable=None if progress else True)
+    bar = progress_bar(jobs, progress, desc="evaluation", unit="job")
     lines = _Lines(len(jobs), progress and bar.disable)  # no terminal: lines in its place
     for candidate, protocol, variant, fraction in bar:
         bar.set_postfix_str(f"{candidate.name}, {protocol}", refresh=False)
@@ -211,7 +212,7 @@ def evaluate(
     results = []
     drawn: list[dict[str, np.ndarray]] = []
     scored: list[dict[str, dict[str, Any]]] = []
-    for cell in tqdm(cells, desc="intervals", leave=False, disable=None if progress else True):
+    for cell in progress_bar(cells, progress, desc="intervals", leave=False):
         scores: dict[str, dict[str, Any]] = dict(score(labels, cell.predictions, ordinal, num_classes))
         drawn.append(bootstrap(labels, cell.predictions, groups, ordinal, num_classes, replicates, seed))
         for name, values in scores.items():
@@ -294,8 +295,8 @@ class _Lines:
         """A job begins; those before it are done."""
         now = time.monotonic()
         if self.wanted and now - self.written >= SECONDS_BETWEEN_LINES:
-            left = round((now - self.start) / self.done * (self.total - self.done)) if self.done else None
-            text = "" if left is None else f", {left // 60} min {left % 60:02d} s left"
+            left = (now - self.start) / self.done * (self.total - self.done) if self.done else None
+            text = "" if left is None else f", {duration(left)} left"
             logging.getLogger("conrec_monai").info(f"evaluation {self.done}/{self.total}: {what}{text}")
             self.written = now
         self.done += 1

@@ -23,7 +23,6 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from conrec_monai.data import EpochBatchSampler, batched
 from conrec_monai.engines import FineTuner, bfloat16_is_fast
@@ -33,6 +32,7 @@ from conrec_monai.networks.nets.encoders import check_encoder
 from conrec_monai.networks.utils import check_weights, untrained_like
 from conrec_monai.optimizers import OPTIMIZERS, build_optimizer
 from conrec_monai.transforms import BatchRandTransform, RandCropFlip, RandZoomFlip
+from conrec_monai.utils import duration, progress_bar
 
 from .folds import Folds
 from .linear import _checked_labels, check_folds
@@ -379,7 +379,7 @@ class _Progress:
         self.total, self.folds = total, folds
         self.seen = 0
         self.logger = logging.getLogger("conrec_monai")
-        self.bar = tqdm(total=total, unit=" images", unit_scale=True, dynamic_ncols=True, disable=None)
+        self.bar = progress_bar(total=total, unit=" images", unit_scale=True, dynamic_ncols=True)
         self.start = self.written = time.monotonic()
 
     def of_fold(self, number: int, images: int) -> _FoldProgress:
@@ -404,10 +404,10 @@ class _Progress:
             return
         self.written = now
         rate = self.seen / max(now - self.start, 1e-9)
-        left = round((self.total - self.seen) / rate)
         self.bar.clear()
         self.logger.info(
-            f"{place}: loss {state.metrics['loss']:.3f}, {rate:.1f} images/s, {left // 60} min {left % 60:02d} s left"
+            f"{place}: loss {state.metrics['loss']:.3f}, {rate:.1f} images/s,"
+            f" {duration((self.total - self.seen) / rate)} left"
         )
 
     def close(self) -> None:

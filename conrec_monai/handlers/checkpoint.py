@@ -40,6 +40,9 @@ FREE_SETTINGS = {
     "dataset_dir",
     "output_dir",
     "num_workers",
+    "cache_dir",
+    "gradient_checkpointing",
+    "encoder_half",
     "probe_dir",
     "probe_every",
     "pictures_every",
@@ -77,7 +80,7 @@ def check_resume(
     content = read_checkpoint(path)
     if "training" not in content:
         raise ValueError(f"{path} holds no training state to go on from; a run's {CHECKPOINT} does.")
-    if not isinstance(content["training"].get("views"), list):
+    if "random" not in content["training"]:
         raise ValueError(f"{path} is of an earlier release: its weights can be loaded, but the run cannot go on.")
     free = FREE_SETTINGS | ({"max_epochs"} if settings.get("schedule") == "constant" else set())
     old = content["training"]["settings"]
@@ -118,8 +121,10 @@ class RunCheckpoint:
             It ends as a whole one does, and can go on. None for no limit.
         hashes: gives the hashes of the run's images (see :class:`conrec_monai.data.CachedImages`), which an evaluation
             needs to tell whether it scores on images of the pretraining; None to leave that out.
+        half: whether ``encoder.pt`` holds its weights in half precision (float16), in half the space. They are float32
+            again when they are loaded, rounded to some 3 digits.
 
-    Each file has an entry ``pretraining``: ``{"settings", "epoch", "images"}``, the last being the hashes, sorted.
+    Each file has an entry ``pretraining``: ``{"settings", "epoch", "image_hashes"}``; the hashes are sorted.
 
     In several processes (attach it in each) the first one writes; an interruption is left to the launcher, and the run
     goes on from the last completed epoch, at the end of which alone it is stopped by ``max_minutes``.
@@ -137,12 +142,14 @@ class RunCheckpoint:
         every: int = 0,
         hashes: Callable[[], Tensor] | None = None,
         max_minutes: float | None = None,
+        half: bool = False,
     ) -> None:
         if every < 0:
             raise ValueError(f"every must not be negative, got {every}.")
         if max_minutes is not None and not 0 < max_minutes < math.inf:
             raise ValueError(f"max_minutes must be positive, got {max_minutes}.")
         self.every, self.max_minutes = every, max_minutes
+        self.half = half
         self._end = math.inf
         self.hashes = hashes
         self.output_dir = Path(output_dir)
@@ -249,13 +256,15 @@ class RunCheckpoint:
         if not _is_first():
             return
         path = self.output_dir / ENCODER
-        save_checkpoint(path, self.network.encoder, self.preprocessing, pretraining=self._pretraining(engine))
+        save_checkpoint(
+            path, self.network.encoder, self.preprocessing, self.half, pretraining=self._pretraining(engine)
+        )
         self.logger.info(f"encoder written to {path}")
 
     def _pretraining(self, engine: Engine) -> dict[str, Any]:
         done = engine.state.iteration // max(1, engine.state.epoch_length or 1)
         images = None if self.hashes is None else torch.unique(self.hashes())
-        return {"settings": self.settings, "epoch": done, "images": images}
+        return {"settings": self.settings, "epoch": done, "image_hashes": images}
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._restore_signals()

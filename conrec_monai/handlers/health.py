@@ -12,14 +12,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 from conrec_monai.data import CachedImages
 from conrec_monai.metrics import attention_entropy, effective_rank, embedding_std
@@ -58,13 +57,13 @@ def has_attention(encoder: nn.Module) -> bool:
 
 
 class HealthMonitor:
-    """Watches a pretraining: how far embeddings spread, where the attention looks, how long it waits for data.
+    """Watches a pretraining: how far embeddings spread and where the attention looks.
 
     Every ``every`` epochs, on a fixed sample of images without augmentation, in evaluation mode, of the representation
     h and the projection z: ``embedding_std`` and ``projection_std`` (:func:`conrec_monai.metrics.embedding_std`, 0 to
     1), ``effective_rank`` and ``projection_rank`` (:func:`conrec_monai.metrics.effective_rank`), and, for attention
-    pooling, ``attention_entropy`` (:func:`conrec_monai.metrics.attention_entropy`). Every epoch: ``data_wait``, the
-    share of its time spent waiting for batches (near 0 where the data keeps up). All in ``engine.state.metrics``.
+    pooling, ``attention_entropy`` (:func:`conrec_monai.metrics.attention_entropy`), in
+    ``engine.state.metrics``.
 
     Warns of collapse once, and again only after it has recovered; not in the first 100 iterations, when the running
     averages of batch norm do not follow the weights yet. The training does not depend on it: no weight, mode or random
@@ -109,28 +108,10 @@ class HealthMonitor:
         """Attach it ahead of handlers that write metrics."""
         if self.every:
             self.dataset.load()
-            engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-            engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
-            engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._receive)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_iteration)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
-
-    def _start_epoch(self, engine: Engine) -> None:
-        self._started = self._ended = time.monotonic()
-        self._waited = 0.0
-
-    def _ask(self, engine: Engine) -> None:
-        self._asked = time.monotonic()
-
-    def _receive(self, engine: Engine) -> None:
-        self._waited += time.monotonic() - self._asked
-
-    def _finish_iteration(self, engine: Engine) -> None:
-        self._ended = time.monotonic()  # when the epoch is completed, other handlers have taken their time too
 
     def _finish_epoch(self, engine: Engine) -> None:
         state = engine.state
-        state.metrics["data_wait"] = self._waited / max(self._ended - self._started, 1e-9)
         for name in MEASURED:
             state.metrics.pop(name, None)
         if state.epoch % self.every:
@@ -145,10 +126,10 @@ class HealthMonitor:
             self._judge(found, state.epoch)
 
     def _measure(self) -> dict[str, float]:
-        images, maps = self.dataset.images, []
+        maps: list[Tensor] = []
         # A generator of its own: evenly spaced images could be all of one class, the global one is the training's.
-        sample = torch.from_numpy(np.random.RandomState(0).permutation(len(images))[: self.count])
-        images = images_of_size(images[sample], self.image_size)
+        sample = torch.from_numpy(np.random.RandomState(0).permutation(len(self.dataset))[: self.count])
+        images = images_of_size(self.dataset.gather(sample), self.image_size)
         encoder, hook = self.network.get_submodule("encoder"), None
         if has_attention(encoder):
             pool = encoder.get_submodule("pool")

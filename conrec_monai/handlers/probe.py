@@ -115,7 +115,7 @@ class OnlineProbe:
         chosen = torch.nonzero(self.dataset.labels >= 0)[:, 0].numpy()
         if len(chosen) > self.count:
             chosen = np.sort(np.random.RandomState(self.seed).permutation(chosen)[: self.count])
-        images = images_of_size(self.dataset.images[chosen], self.image_size)
+        images = images_of_size(self.dataset.gather(chosen), self.image_size)
         labels = self.dataset.labels[chosen].numpy()
         groups = complete_groups([self.dataset.groups[i] for i in chosen])
         protocol: Protocol = "diabetic" if self.ordinal else "categorical"

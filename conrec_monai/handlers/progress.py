@@ -12,77 +12,95 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
+from typing import Any
 
 from ignite.engine import Engine, Events
-from tqdm import tqdm
+
+from conrec_monai.utils import duration, progress_bar
 
 __all__ = ["ProgressHandler"]
 
 
 class ProgressHandler:
-    """Shows how a pretraining goes: images per second, time left for the whole run, and the loss parts.
+    """Shows how a pretraining goes: loss parts, images per second, the share of time spent waiting for data, and the
+    time left for the whole run.
 
-    On a terminal a live bar; everywhere one log line per epoch. Adds ``images_per_second`` to ``engine.state.metrics``.
+    On a terminal a live bar; everywhere one log line per epoch. Adds to ``engine.state.metrics``, every epoch:
+    ``images_per_second``, and ``data_wait``, the share of its iterations' time (of the host, not the device) that went
+    by until the next batch was there: near 0 where the data keeps up.
 
     Args:
-        batch_size: images per iteration.
+        batch_size: images per iteration, of all processes together.
         name: of the logger.
     """
 
     def __init__(self, batch_size: int, name: str = "conrec_monai") -> None:
         self.batch_size = batch_size
         self.logger = logging.getLogger(name)
-        self._bar: tqdm | None = None
+        self._bar: Any = None
         self._drawn = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a :class:`conrec_monai.engines.ConRecTrainer`."""
+        """Attaches to a :class:`conrec_monai.engines.ConRecTrainer`, ahead of handlers that write metrics."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._receive)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._close)
 
     def _start(self, engine: Engine) -> None:
         self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=engine.state.epoch_length * engine.state.max_epochs * self.batch_size,
             initial=engine.state.iteration * self.batch_size,
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
         )
 
     def _start_epoch(self, engine: Engine) -> None:
-        self._epoch_iteration, self._epoch_time = engine.state.iteration, time.monotonic()
+        self._epoch_iteration = engine.state.iteration
+        self._epoch_time = self._iterated = time.monotonic()
+        self._waited = 0.0
+
+    def _ask(self, engine: Engine) -> None:
+        self._asked = time.monotonic()
+
+    def _receive(self, engine: Engine) -> None:
+        self._waited += time.monotonic() - self._asked
 
     def _iteration(self, engine: Engine) -> None:
-        assert self._bar is not None
+        now = self._iterated = time.monotonic()
         self._bar.update(self.batch_size)
-        if not self._bar.disable and time.monotonic() - self._drawn > 1:  # reading the metrics waits for the device
-            self._drawn = time.monotonic()
-            metrics = engine.running_metrics()
+        if not self._bar.disable and now - self._drawn > 1:
+            self._drawn = now
             self._bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
-            self._bar.set_postfix_str(
-                f"loss {metrics['loss']:.2f}, contrastive {metrics['contrastive_loss']:.3f},"
-                f" reconstruction {metrics['reconstruction_loss']:.4f}"
-            )
+            metrics = engine.recent_metrics()
+            if metrics:
+                self._bar.set_postfix_str(
+                    f"loss {metrics['loss']:.2f}, contrastive {metrics['contrastive_loss']:.3f},"
+                    f" reconstruction {metrics['reconstruction_loss']:.4f},"
+                    f" {self._waited / max(now - self._epoch_time, 1e-9):.0%} waiting for data"
+                )
 
     def _finish_epoch(self, engine: Engine) -> None:
-        state, now = engine.state, time.monotonic()
+        state, now = engine.state, time.monotonic()  # the trainer has waited for the device by now
+        metrics = state.metrics
         images = (state.iteration - self._epoch_iteration) * self.batch_size
-        state.metrics["images_per_second"] = images / max(now - self._epoch_time, 1e-9)
+        metrics["images_per_second"] = images / max(now - self._epoch_time, 1e-9)
+        # other handlers may have taken their time since the last iteration
+        metrics["data_wait"] = self._waited / max(self._iterated - self._epoch_time, 1e-9)
         left = state.epoch_length * state.max_epochs - state.iteration
         seconds = left * (now - self._start_time) / max(state.iteration - self._first_iteration, 1)
-        metrics = state.metrics
         line = (
             f"epoch {state.epoch}/{state.max_epochs}: loss {metrics['loss']:.3f},"
             f" contrastive {metrics['contrastive_loss']:.4f}, reconstruction {metrics['reconstruction_loss']:.5f},"
             f" accuracy {metrics['contrastive_accuracy']:.3f},"
-            f" {metrics['images_per_second']:.1f} images/s, {_duration(seconds)} left"
+            f" {metrics['images_per_second']:.1f} images/s, {metrics['data_wait']:.1%} waiting for data,"
+            f" {duration(seconds)} left"
         )
         if self._bar is not None:
             self._bar.clear()
@@ -91,9 +109,3 @@ class ProgressHandler:
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -103,7 +103,7 @@ def _architecture(network: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def save_checkpoint(
-    path: str | os.PathLike, network: nn.Module, preprocessing: Mapping[str, Any], **extra: Any
+    path: str | os.PathLike, network: nn.Module, preprocessing: Mapping[str, Any], half: bool = False, **extra: Any
 ) -> None:
     """Writes a checkpoint in one step: an interruption leaves the old file, never half a new one.
 
@@ -116,6 +116,7 @@ def save_checkpoint(
             ``state_dict``.
         preprocessing: how images become the network's input: ``image_size`` (pixels), ``resize`` ("squash", "pad" or
             "crop") and ``field_of_view`` (None or "normalize"; None when absent); values are in [0, 1].
+        half: write the weights as float16; but as float32 those of a tensor that is beyond its range.
         **extra: further entries, such as the state of the training.
 
     Raises:
@@ -129,10 +130,20 @@ def save_checkpoint(
         "config": config,
         "preprocessing": dict(preprocessing),
         # contiguous: the memory format of the training is no part of the weights
-        "state_dict": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
+        "state_dict": {
+            name: (_halved(value) if half else value).detach().cpu().contiguous()
+            for name, value in network.state_dict().items()
+        },
         **extra,
     }
     write_in_one_step(path, lambda file: torch.save(content, file))
+
+
+def _halved(weights: Tensor) -> Tensor:
+    if not weights.is_floating_point():
+        return weights
+    half = weights.half()
+    return half if torch.isfinite(half).all() or not torch.isfinite(weights).all() else weights
 
 
 def write_in_one_step(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:

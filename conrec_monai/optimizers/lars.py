@@ -102,13 +102,14 @@ class LARS(Optimizer):
             buffers.append(state["momentum_buffer"])
         # A new list in every case: the gradients themselves stay as they are.
         updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+        rate: Any = group["lr"]
         if group["trust_coefficient"] is not None:
             weight_norms = torch.stack(torch._foreach_norm(params))
             update_norms = torch.stack(torch._foreach_norm(updates))
             ratios = group["trust_coefficient"] * weight_norms / update_norms
             ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
-            torch._foreach_mul_(updates, list(ratios.unbind()))
-        torch._foreach_mul_(updates, group["lr"])
+            rate = list((ratios * rate).unbind())
+        torch._foreach_mul_(updates, rate)
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, updates)
         if group["nesterov"]:

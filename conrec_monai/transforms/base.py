@@ -75,10 +75,24 @@ class BatchRandTransform(Randomizable, Transform):
     def apply(self, batch: Tensor, params: Params) -> Any:
         """Transforms images BCHW, float32 in [0, 1], with parameters of B samples."""
 
-    def batch(self, images: Tensor) -> Any:
-        """Draws and applies: images BCHW, uint8, uint16 or floats in [0, 1]."""
+    def batch(self, images: Tensor, rank: int = 0, num_replicas: int = 1) -> Any:
+        """Draws and applies: images BCHW, uint8, uint16 or floats in [0, 1].
+
+        Args:
+            images: the batch, or in several processes one of ``num_replicas`` parts of it, all of B images.
+            rank: which part. From equal states of ``R`` all processes draw the parameters of the whole batch, so that
+                each part is transformed as in one process, and their states stay equal.
+            num_replicas: parts of the batch.
+        """
         images = unit_float(images)
-        return self.apply(images, self.randomize(len(images), images.shape[1:]))
+        params = self.randomize(num_replicas * len(images), images.shape[1:])
+        if num_replicas > 1:
+            params = take(params, self._samples(len(images), rank, num_replicas))
+        return self.apply(images, params)
+
+    def _samples(self, n: int, rank: int, num_replicas: int) -> np.ndarray:
+        """Which of the drawn samples are those of a part of n images."""
+        return np.arange(rank * n, (rank + 1) * n)
 
     def __call__(self, img: NdarrayOrTensor) -> Any:
         """Transforms one image CHW.
@@ -130,19 +144,32 @@ class BatchRandTransformd(Randomizable, MapTransform):
         result[key] = convert_to_dst_type(output[0], result[key], dtype=torch.float32)[0]
 
 
+def on_device(values: np.ndarray, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Parameters on the images' device; neither waits for the other."""
+    x = torch.as_tensor(values, dtype=dtype)
+    if like.is_cuda:
+        x = x.pin_memory()  # from other memory CUDA copies only after all that it was given before
+    return x.to(like.device, non_blocking=True)
+
+
 def column(values: np.ndarray, like: Tensor) -> Tensor:
     """Parameters of shape B[...] on the images' device, as float32 of shape B[...]11 that broadcasts over BCHW."""
-    x = torch.as_tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)
+    x = on_device(values, like, torch.float32)
     return x.reshape(*x.shape, *[1] * (4 - x.ndim))
 
 
-def update_where(batch: Tensor, chosen: np.ndarray, function: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
-    """A new batch in which the chosen samples (bool, shape B) are replaced by ``function(samples, their indices)``."""
+def update_where(
+    batch: Tensor, chosen: np.ndarray, function: Callable[[Tensor, np.ndarray], Tensor], in_place: bool = False
+) -> Tensor:
+    """The batch, or a new one, with the chosen samples (bool, shape B) replaced by ``function(samples, indices)``."""
     indices = np.flatnonzero(chosen)
     if not len(indices):
         return batch
-    where = torch.from_numpy(indices).to(batch.device, non_blocking=True)
-    return batch.index_copy(0, where, function(batch.index_select(0, where), indices))
+    if len(indices) == len(batch):
+        return function(batch, indices)
+    where = on_device(indices, batch)
+    update = batch.index_copy_ if in_place else batch.index_copy
+    return update(0, where, function(batch.index_select(0, where), indices))
 
 
 def separable(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

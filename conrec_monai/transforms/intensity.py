@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conrec_monai.transforms.base import BatchRandTransform, Params, column, separable, update_where
+from conrec_monai.transforms.base import BatchRandTransform, Params, column, on_device, separable, update_where
 
 __all__ = [
     "RandColorJitter",
@@ -52,31 +52,38 @@ def adjust_saturation(batch: Tensor, factor: Tensor) -> Tensor:
     """
     value = batch.amax(dim=1, keepdim=True)
     chroma = value - batch.amin(dim=1, keepdim=True)
-    # S * factor <= 1 with S = chroma / value
-    limit = torch.where(chroma > 0, value / chroma.clamp(min=1e-12), 1.0)
-    return value - (value - batch) * torch.minimum(factor, limit)
+    # S * factor <= 1 with S = chroma / value; without chroma the distance is 0, whatever it is multiplied by
+    scale = torch.minimum(factor, value / chroma.clamp_(min=1e-12))
+    distance = (value - batch).mul_(scale)
+    return torch.sub(value, distance, out=distance)
 
 
 def adjust_hue(batch: Tensor, delta: Tensor) -> Tensor:
     """Turns the HSV hue of RGB images BCHW by ``delta`` (fraction of the circle) per sample (shape B111)."""
-    value, brightest = batch.max(dim=1, keepdim=True)
+    value = batch.amax(dim=1, keepdim=True)  # without the index of the maximum, which takes ten times as long
     chroma = value - batch.amin(dim=1, keepdim=True)
     red, green, blue = batch.split(1, dim=1)
     safe = chroma.clamp(min=1e-12)
     hue = torch.where(
-        brightest == 0,
-        (green - blue) / safe,
-        torch.where(brightest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
+        red == value,
+        (green - blue).div_(safe),
+        torch.where(green == value, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)),
     )
-    offsets = batch.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    sector = (hue + 6 * delta + offsets).remainder(6)
-    return value - chroma * torch.minimum(sector, 4 - sector).clamp(0, 1)
+    # A channel is V - chroma * f; f is 1 up to a distance of 1 from its center on the circle of length 6, 0 from 2 on
+    distance = hue + (6 * delta + _per_channel(batch, 3.0, 1.0, -1.0))
+    distance.sub_((distance / 6).round_(), alpha=6).abs_()
+    fall = torch.sub(2, distance).clamp_(0, 1).mul_(chroma)
+    return torch.sub(value, fall, out=fall)
+
+
+def _per_channel(batch: Tensor, *values: float) -> Tensor:
+    """Constants, one for each channel, of shape 1C11; written on the device, as a copy to it would wait for it."""
+    return torch.cat([batch.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
 
 def grayscale(batch: Tensor) -> Tensor:
     """RGB images BCHW as gray ones with three equal channels (ITU-R 601 luma)."""
-    weights = batch.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (batch * weights).sum(dim=1, keepdim=True).expand_as(batch)
+    return (batch * _per_channel(batch, 0.2989, 0.587, 0.114)).sum(dim=1, keepdim=True).expand_as(batch)
 
 
 def _blur_matrix(sigma: Tensor, size: int, kernel_size: int, padding: str) -> Tensor:
@@ -180,10 +187,14 @@ class RandColorJitter(BatchRandTransform):
         batch = batch.clone()
         for place in range(4):
             for step, (function, factors) in enumerate(steps):
-                chosen = np.flatnonzero(params["jitter"] & (params["order"][:, place] == step))
-                if len(chosen):
-                    where = torch.from_numpy(chosen).to(batch.device, non_blocking=True)
-                    batch.index_copy_(0, where, function(batch[where], factors[where]).clamp_(0, 1))
+                batch = update_where(
+                    batch,
+                    params["jitter"] & (params["order"][:, place] == step),
+                    lambda x, chosen, function=function, factors=factors: function(  # type: ignore[misc]
+                        x, factors if len(x) == len(factors) else factors[on_device(chosen, x)]
+                    ).clamp_(0, 1),
+                    in_place=True,
+                )
         return batch
 
 
@@ -238,7 +249,7 @@ class RandGaussianBlur(BatchRandTransform):
         kernel_size = batch.shape[2] // 10 // 2 * 2 + 1
 
         def blur(x: Tensor, chosen: np.ndarray) -> Tensor:
-            sigma = torch.as_tensor(params["sigma"][chosen], dtype=torch.float32).to(x.device, non_blocking=True)
+            sigma = on_device(params["sigma"][chosen], x, torch.float32)
             return gaussian_blur(x, sigma, kernel_size, self.padding).clamp_(0, 1)  # rounding may leave the range
 
         return update_where(batch, params["blur"], blur)
@@ -255,6 +266,6 @@ class RandIntensityCurve(BatchRandTransform):
         return {"points": self.R.uniform(size=(n, 2, 2)), "decreasing": self.R.uniform(size=n) < 0.5}
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
-        points = torch.as_tensor(params["points"], dtype=torch.float32).to(batch.device, non_blocking=True)
-        decreasing = torch.as_tensor(params["decreasing"]).to(batch.device, non_blocking=True)
+        points = on_device(params["points"], batch, torch.float32)
+        decreasing = on_device(params["decreasing"], batch)
         return intensity_curve(batch, points, decreasing)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conrec_monai.transforms.base import BatchRandTransform, Params, column, take, update_where
+from conrec_monai.transforms.base import BatchRandTransform, Params, column, on_device, take, update_where
 from conrec_monai.transforms.intensity import RandIntensityCurve
 
 __all__ = ["MIN_MASKING_SIZE", "RandInPaint", "RandLocalPixelShuffle", "RandMasking", "RandOutPaint"]
@@ -34,23 +34,24 @@ def check_masking_size(shape: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _noise(seeds: Tensor, count: int) -> Tensor:
-    """Counter-based noise: for every seed (any shape, below 2^32), ``count`` integers in [0, 2^32).
+def _noise(seed: Tensor, counter: Tensor) -> Tensor:
+    """Counter-based noise: an integer in [0, 2^32) for each seed and counter (both below 2^32), different ones for the
+    counters of a seed.
 
-    An integer hash of seed and counter: the same numbers on every device, sample by sample.
+    An integer hash of both: the same numbers on every device, sample by sample.
     """
-    x = (seeds[..., None] * 0x9E3779B1 + torch.arange(count, device=seeds.device)) & 0xFFFFFFFF
+    x = (seed * 0x9E3779B1 + counter) & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
     return x ^ (x >> 16)
 
 
 def _inside(windows: np.ndarray, like: Tensor) -> Tensor:
-    """Masks BK1HW of the windows (y, x, height, width), shape BK4."""
-    y, x, h, w = torch.from_numpy(windows).to(like.device, non_blocking=True)[..., None].unbind(2)
+    """Masks BK1HW, 1 inside the windows (y, x, height, width), shape BK4, 0 outside."""
+    y, x, h, w = on_device(windows, like)[..., None].unbind(2)
     rows, columns = torch.arange(like.shape[2], device=like.device), torch.arange(like.shape[3], device=like.device)
     inside_rows, inside_columns = (rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w)
-    return (inside_rows[..., None] & inside_columns[..., None, :])[:, :, None]
+    return (inside_rows[..., None].to(like.dtype) * inside_columns[..., None, :].to(like.dtype))[:, :, None]
 
 
 class RandLocalPixelShuffle(BatchRandTransform):
@@ -82,24 +83,30 @@ class RandLocalPixelShuffle(BatchRandTransform):
         return {"windows": np.stack([y, x, h, w], axis=-1), "seed": seed}
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
-        height, width = batch.shape[2:]
-        largest = int(params["windows"][..., 2:].prod(axis=-1).max(initial=0))
-        if not largest:
+        area = params["windows"][..., 2:].prod(axis=-1).reshape(-1)
+        count = int(area.sum())
+        if not count:
             return batch
-        y, x, h, w = torch.from_numpy(params["windows"]).to(batch.device, non_blocking=True)[..., None].unbind(2)
-        inside = torch.arange(largest, device=batch.device).expand(*y.shape[:2], largest)
-        pixel = (y + inside // w) * width + x + inside % w
-        # Places beyond the end of a window: a pixel behind the image's last, sorted behind all others.
-        beyond = inside >= h * w
-        pixel = pixel.masked_fill(beyond, height * width)
-        keys = _noise(torch.from_numpy(params["seed"]).to(batch.device, non_blocking=True), largest)
-        order = keys.masked_fill(beyond, 2**32).argsort(dim=-1, stable=True)
-        shuffled = pixel.gather(-1, order)
-        source = torch.arange(height * width + 1, device=batch.device).repeat(len(batch), 1)
-        for k in range(pixel.shape[1]):  # a later window overwrites an earlier one
-            source.scatter_(1, pixel[:, k], shuffled[:, k])
-        index = source[:, None, :-1].expand(-1, batch.shape[1], -1)
-        return batch.flatten(2).gather(2, index).view_as(batch)
+        # One entry for each pixel of each window, window by window: `place` counts them within their window.
+        n, k = params["seed"].shape
+        size = batch.shape[2] * batch.shape[3]
+        window = torch.repeat_interleave(
+            torch.arange(n * k, device=batch.device), on_device(area, batch), output_size=count
+        )
+        start = on_device(np.cumsum(area) - area, batch)
+        place = torch.arange(count, device=batch.device) - start[window]
+        y, x, _, w = on_device(params["windows"].reshape(-1, 4), batch).T[:, window]
+        pixel = (window // k) * size + (y + place // w) * batch.shape[3] + x + place % w  # of all images, in a row
+        noise = _noise(on_device(params["seed"].reshape(-1), batch)[window], place)
+        shuffled = pixel[((window << 32) | noise).argsort()]  # no two entries of a window have the same noise
+        # A later window overwrites an earlier one: of the entries of a pixel the largest, which starts with its window.
+        total = n * size
+        source = torch.zeros(total, dtype=torch.int64, device=batch.device)
+        source.scatter_reduce_(0, pixel, (window % k + 1) * total + shuffled, "amax")
+        source = source[pixel] % total
+        flat = batch.transpose(0, 1).reshape(batch.shape[1], total)
+        flat = flat.index_copy(1, pixel, flat[:, source])
+        return flat.view(batch.shape[1], n, *batch.shape[2:]).transpose(0, 1).contiguous()
 
 
 class RandInPaint(BatchRandTransform):
@@ -127,10 +134,14 @@ class RandInPaint(BatchRandTransform):
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
         inside = _inside(params["windows"], batch)
-        colors = torch.as_tensor(params["color"], dtype=torch.float32).to(batch.device, non_blocking=True)
-        for k in range(inside.shape[1]):
-            batch = torch.where(inside[:, k], colors[:, k, :, None, None], batch)
-        return batch
+        colors = on_device(params["color"], batch, torch.float32)[..., None, None]
+        uncovered = torch.ones_like(inside[:, 0])
+        painted = torch.zeros_like(batch)
+        for k in reversed(range(inside.shape[1])):  # a later window lies over an earlier one
+            visible = inside[:, k] * uncovered
+            painted.addcmul_(visible, colors[:, k])
+            uncovered -= visible
+        return painted.addcmul_(batch, uncovered)
 
 
 class RandOutPaint(BatchRandTransform):
@@ -159,8 +170,8 @@ class RandOutPaint(BatchRandTransform):
         return {"windows": np.stack([y, x, h, w], axis=-1), "color": self.R.uniform(size=(n, shape[0]))}
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
-        visible = _inside(params["windows"], batch).any(dim=1)
-        return torch.where(visible, batch, column(params["color"], batch))
+        visible = _inside(params["windows"], batch).amax(dim=1)
+        return (batch * visible).addcmul_(1 - visible, column(params["color"], batch))
 
 
 class RandMasking(BatchRandTransform):
@@ -198,11 +209,13 @@ class RandMasking(BatchRandTransform):
         return params
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
+        batch = batch.clone()
         for i, masking in enumerate(self._maskings(batch.shape[1])):
             own = params[type(masking).__name__]
             batch = update_where(
                 batch,
                 params["masking"] == i,
                 lambda x, chosen, masking=masking, own=own: masking.apply(x, take(own, chosen)),  # type: ignore[misc]
+                in_place=True,
             )
         return batch

@@ -20,12 +20,20 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from conrec_monai.transforms.base import BatchRandTransform, BatchRandTransformd, Params, _unit_sample
+from conrec_monai.transforms.base import (
+    BatchRandTransform,
+    BatchRandTransformd,
+    Params,
+    _unit_sample,
+    take,
+)
 from conrec_monai.transforms.intensity import RandColorJitter, RandGaussianBlur, RandGrayscale
 from conrec_monai.transforms.masking import RandMasking, check_masking_size
 from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop
 
 __all__ = ["TwoViews", "TwoViewsd", "Views"]
+
+CACHE_BYTES = 2**21
 
 
 class Views(NamedTuple):
@@ -80,10 +88,31 @@ class TwoViews(BatchRandTransform):
             params["mask"] = self.mask.randomize(2 * n, view)
         return params
 
+    def _samples(self, n: int, rank: int, num_replicas: int) -> np.ndarray:
+        first = super()._samples(n, rank, num_replicas)
+        return np.concatenate([first, num_replicas * n + first])
+
     def apply(self, batch: Tensor, params: Params) -> Views:
         """Images BCHW, float32 in [0, 1], of any size, with parameters of 2B views -> :class:`Views`."""
-        target = torch.cat([batch, batch])
-        for name, step in self._steps(batch.shape[1]).items():
+        n, channels = len(batch), batch.shape[1]
+        at_once = 2 * n
+        if batch.device.type == "cpu":  # in parts that stay in the caches of its cores
+            at_once = max(1, CACHE_BYTES * torch.get_num_threads() // (4 * channels * self.image_size**2))
+        if at_once >= 2 * n:
+            return self._apply(torch.cat([batch, batch]), params)
+        target = batch.new_empty(2 * n, channels, self.image_size, self.image_size)
+        views = Views(torch.empty_like(target) if self.masking else target, target)
+        for start in range(0, 2 * n, at_once):
+            places = np.arange(start, min(start + at_once, 2 * n))
+            part = self._apply(batch.index_select(0, torch.from_numpy(places % n)), take(params, places))
+            for whole, own in zip(views, part, strict=True):
+                whole[start : start + at_once] = own
+        return views
+
+    def _apply(self, images: Tensor, params: Params) -> Views:
+        """One view of each image."""
+        target = images
+        for name, step in self._steps(images.shape[1]).items():
             target = step.apply(target, params[name])
         return Views(self.mask.apply(target, params["mask"]) if self.masking else target, target)
 

@@ -30,7 +30,7 @@ def test_every_setting_is_documented_with_its_default():
     settings = {k for k in config["settings"] if not k.startswith("_") and k not in ("function", "device")}
     rows = documented("Train")
     assert settings == set(rows)
-    words = {"resize", "pooling", "optimizer", "schedule", "on_error"}
+    words = {"resize", "pooling", "optimizer", "schedule", "on_error", "amp", "channels_last", "compile"}
     for name in settings - {"dataset_dir", "output_dir", "in_channels"}:
         assert (rows[name] if name in words else json.loads(rows[name])) == config[name], name
 

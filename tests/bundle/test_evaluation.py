@@ -346,18 +346,18 @@ def test_pretraining_is_stated(tmp_path: Path, few: dict[str, Any]) -> None:
         result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)
         return " ".join(result["statements"]), result["models"][0]
 
-    text, model = statements(images=hashes[:30].unique(), epoch=4, settings={"max_epochs": 4})
+    text, model = statements(image_hashes=hashes[:30].unique(), epoch=4, settings={"max_epochs": 4})
     assert "transductive, it was pretrained on 30 of the 40 test images, without labels" in text
     assert model["transductive"] is True and model["test_images_seen"] == 30
     assert model["pretraining"] == {"epoch": 4, "settings": {"max_epochs": 4}}
-    text, model = statements(images=hashes[:0], epoch=2, settings={"max_epochs": 4})
+    text, model = statements(image_hashes=hashes[:0], epoch=2, settings={"max_epochs": 4})
     assert "other encodings of the same photographs are not recognized" in text
     assert "transductive" not in text and model["transductive"] is False
     assert "a checkpoint of epoch 2 of 4: the training was not finished." in text
-    text, _ = statements(images=hashes[:0], epoch=0, settings={"max_epochs": 4})
+    text, _ = statements(image_hashes=hashes[:0], epoch=0, settings={"max_epochs": 4})
     assert "saved before the first of its 4 epochs ended: it is as good as untrained" in text
     classifier = EncoderClassifier(network, 5)
-    save_checkpoint(tmp_path / "encoder.pt", classifier, PREPROCESSING, pretraining={"images": hashes})
+    save_checkpoint(tmp_path / "encoder.pt", classifier, PREPROCESSING, pretraining={"image_hashes": hashes})
     result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)
     assert any("40 test images with their labels: the score is no test" in text for text in result["statements"])
 

@@ -59,6 +59,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "in_channels": 3,
         "image_size": 32,
         "cache_size": None,
+        "cache_dir": None,
         "resize": "squash",
         "field_of_view": None,
         "features": [4, 4, 4, 8],
@@ -72,7 +73,10 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "schedule": "constant",
         "alpha": 100.0,
         "temperature": 0.5,
-        "amp": None,
+        "amp": "auto",
+        "channels_last": "auto",
+        "compile": "auto",
+        "gradient_checkpointing": False,
         "seed": 0,
         "num_workers": 2,
         "probe_every": 20,
@@ -82,6 +86,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "validate_every": 1,
         "early_stop_patience": 0,
         "checkpoint_every": 0,
+        "encoder_half": False,
         "max_minutes": None,
         "resume": False,
     }
@@ -97,7 +102,10 @@ def test_defaults_are_filled_in(settings: dict[str, Any]) -> None:
         **given,
         "cache_size": 32,
         "learning_rate": 0.3,  # 0.075 * sqrt(16)
-        "amp": bfloat16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "amp": bfloat16_is_fast(torch.device("cpu")),
+        "channels_last": True,
+        "compile": False,
+        "sync_batchnorm": False,
     }
     assert training_settings(**{**settings, "optimizer": "adam"})["learning_rate"] == 1e-3
 
@@ -119,6 +127,34 @@ def test_device_is_checked_and_no_setting(settings: dict[str, Any]) -> None:
 def test_not_finite(name: str, value: float, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be finite, got {value}\.$"):
         training_settings(**{**settings, name: value})
+
+
+def test_auto_is_decided_for_the_machine(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, function in (
+        ("amp", "bfloat16_is_fast"),
+        ("channels_last", "channels_last_is_fast"),
+        ("compile", "compilation_pays"),
+    ):
+        for answer in (True, False):
+            monkeypatch.setattr(f"conrec_monai.bundle.training.{function}", lambda device, answer=answer: answer)
+            assert training_settings(**settings)[name] is answer
+            monkeypatch.setattr("conrec_monai.bundle.training._check_compiler", lambda device: None)
+            for given in (True, False):
+                assert training_settings(**{**settings, name: given})[name] is given
+    # what recomputes its levels is not compiled, unless asked for
+    monkeypatch.setattr("conrec_monai.bundle.training.compilation_pays", lambda device: True)
+    assert training_settings(**{**settings, "gradient_checkpointing": True})["compile"] is False
+    with pytest.raises(ValueError, match="^compile and gradient_checkpointing cannot both be True"):
+        training_settings(**{**settings, "gradient_checkpointing": True, "compile": True})
+
+
+def test_machine_that_cannot_compile(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr("torch.compile", fail)
+    with pytest.raises(ValueError, match=r"^compile True: torch\.compile does not work on this machine: no C\+\+ comp"):
+        training_settings(**{**settings, "compile": True})
 
 
 def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -144,7 +180,12 @@ def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
         ("masking", "yes", "True or False"),
         ("decoder", 1, "True or False"),
         ("resume", None, "True or False"),
-        ("amp", "bfloat16", "True or False"),
+        ("amp", "bfloat16", "auto, True or False"),
+        ("channels_last", None, "auto, True or False"),
+        ("compile", 1, "auto, True or False"),
+        ("gradient_checkpointing", "auto", "True or False"),
+        ("encoder_half", None, "True or False"),
+        ("cache_dir", 3, "a path"),
         ("features", 64, "a list of whole numbers, one per level"),
         ("features", "64,128", "a list of whole numbers, one per level"),
         ("features", [4, 8.0], "a list of whole numbers, one per level"),
@@ -172,9 +213,9 @@ def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: py
     check(settings, datalist, batch_size=40, amp=True)
     assert caplog.messages == [
         "40 images (phantom) at 32 px, batch_size 16, max_epochs 3, lars with learning_rate 0.3, features [4, 4, 4, 8],"
-        " float32 arithmetic",
+        " float32 arithmetic, channels-last memory, not compiled",
         "40 images (phantom) at 32 px, batch_size 40, max_epochs 3, lars with learning_rate 0.474342, features"
-        " [4, 4, 4, 8], bfloat16 arithmetic",
+        " [4, 4, 4, 8], bfloat16 arithmetic, channels-last memory, not compiled",
     ]
     assert list(Path(settings["output_dir"]).iterdir()) == []
 
@@ -280,7 +321,7 @@ def earlier(settings: dict[str, Any]) -> Path:
     """The checkpoint of a run with these settings, after 2 epochs of 2 iterations."""
     filled = training_settings(**settings)
     path = check_output_dir(filled["output_dir"]) / "checkpoint.pt"
-    training = {"iteration": 4, "epoch_length": 2, "settings": filled, "views": [{}]}
+    training = {"iteration": 4, "epoch_length": 2, "settings": filled, "random": {}}
     save_checkpoint(path, ConRecUNet(features=filled["features"]), {"image_size": 32}, training=training)
     return path
 
@@ -341,15 +382,9 @@ def test_checkpoint_that_is_none(settings: dict[str, Any], datalist: Datalist, e
         check(settings, datalist, resume=True)
 
 
-def test_run_cannot_go_on_in_another_number_of_processes(
-    settings: dict[str, Any], datalist: Datalist, earlier: Path
-) -> None:
+def test_checkpoint_of_an_earlier_release(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
     content = torch.load(earlier, weights_only=True)
-    content["training"]["views"] = [{}, {}]
-    torch.save(content, earlier)
-    with pytest.raises(ValueError, match="it is one of 2 processes, this one has 1"):
-        check(settings, datalist, resume=True)
-    content["training"]["views"] = {"keys": torch.zeros(1)}
+    content["training"]["views"] = [content["training"].pop("random")]
     torch.save(content, earlier)
     with pytest.raises(ValueError, match="is of an earlier release: its weights can be loaded"):
         check(settings, datalist, resume=True)

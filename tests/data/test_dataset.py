@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -25,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conrec_monai.data import CachedImages, Datalist, EpochBatchSampler, batched, dataset, load_datalist
+from conrec_monai.data import CachedImages, Datalist, EpochBatchSampler, batched, dataset, image_cache, load_datalist
 from conrec_monai.data.datalist import DatalistInfo
 
 
@@ -65,8 +68,10 @@ def test_files_and_arrays(tmp_path: Path) -> None:
         and item["label"].item() == 1
         and item["label"].dtype == torch.int64
     )
-    with pytest.raises(IndexError):
-        cached[3]
+    assert cached[-1]["id"] == "z" and torch.equal(cached[-3]["image"], cached.images[0])
+    for beyond in (3, -4):
+        with pytest.raises(IndexError):
+            cached[beyond]
 
 
 def test_batch_is_one_gather() -> None:
@@ -330,6 +335,333 @@ def test_real_photographs(shared_data: Path) -> None:
     cached = CachedImages(load_datalist(shared_data / "aptos2019")[:8], 64)
     red, green, blue = cached.images.double().mean(dim=(0, 2, 3)).tolist()
     assert cached.images.shape == (8, 3, 64, 64) and red > green > blue
+
+
+# --- CachedImages with a cache_dir ------------------------------------------------------------------------------------
+
+
+def _save(path: Path, array: np.ndarray) -> str:
+    Image.fromarray(array.squeeze(0) if len(array) == 1 else array.transpose(1, 2, 0).copy()).save(path)
+    return str(path)
+
+
+def _mixture(folder: Path) -> list[dict[str, Any]]:
+    """Files and arrays of all kinds; the last three cannot be read."""
+    pages = [Image.fromarray(_noise(30, 20, seed=seed).transpose(1, 2, 0).copy()) for seed in range(3)]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    (folder / "damaged.png").write_bytes(Path(_save(folder / "whole.png", _noise(20, 20))).read_bytes()[:200])
+    drawn = load_datalist("phantom:n=1,size=64")[0]["image"]  # a retina: field_of_view finds it
+    return [
+        {"image": _save(folder / "a.png", _noise(40, 50, seed=1)), "label": 1, "id": "a", "group": "g"},
+        {"image": _save(folder / "b.jpg", _noise(90, 70, seed=2)), "label": 0},
+        {"image": Path(_save(folder / "gray.png", _noise(33, 21, channels=1)))},
+        *({"image": str(folder / "pages.tif"), "frame": frame, "id": f"page {frame}"} for frame in (2, 0)),
+        {"image": _noise(16, 16, seed=3)},
+        {"image": np.random.RandomState(4).randint(0, 65536, (1, 25, 30), dtype=np.uint16)},
+        {"image": np.random.RandomState(5).rand(3, 20, 24)},
+        {"image": drawn},
+        {"image": _save(folder / "drawn.png", np.asarray(drawn)), "id": "drawn"},
+        {"image": str(folder / "pages.tif"), "id": "no frame"},
+        {"image": str(folder / "damaged.png"), "id": "damaged"},
+        {"image": str(folder / "absent.png"), "id": "absent"},
+    ]
+
+
+def _assert_same(cached: CachedImages, expected: CachedImages) -> None:
+    assert torch.equal(cached.images, expected.images) and torch.equal(cached.hashes, expected.hashes)
+    assert torch.equal(cached.labels, expected.labels) and len(cached) == len(expected) == len(cached.images)
+    for name in ("ids", "groups", "skipped", "unsure", "data"):
+        assert getattr(cached, name) == getattr(expected, name), name
+    some = torch.arange(len(cached)).flip(0)[::2]
+    assert torch.equal(cached.gather(some), expected.images[some])
+    assert torch.equal(cached.gather(some.tolist()), expected.images[some])
+    assert torch.equal(cached.__getitems__([1, 0, 1])["image"], expected.images[[1, 0, 1]])
+    assert torch.equal(cached[-1]["image"], expected.images[-1]) and cached[-1]["id"] == expected.ids[-1]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were decoded."""
+    names: list[str] = []
+    real = dataset.read_image
+    monkeypatch.setattr(
+        dataset, "read_image", lambda path, *args, **more: names.append(Path(path).name) or real(path, *args, **more)
+    )
+    return names
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"resize": "squash"},
+    {"resize": "pad"},
+    {"resize": "crop"},
+    {"resize": "squash", "channels": 1},
+    {"resize": "squash", "field_of_view": "normalize"},
+    {"resize": "squash", "field_of_view": "normalize", "channels": 1},
+]
+
+
+def test_cache_changes_nothing(tmp_path: Path, decoded: list[str]) -> None:
+    data = _mixture(tmp_path)
+    seen = []
+    for setting in SETTINGS:  # in one folder: none is served to another one
+        expected = CachedImages(list(data), 16, on_error="skip", **setting).load()
+        assert len(expected) == 10 and [entry["id"] for entry in expected.skipped] == ["no frame", "damaged", "absent"]
+        for size in (16, 16):
+            cached = CachedImages(list(data), size, on_error="skip", cache_dir=tmp_path / "cache", **setting)
+            _assert_same(cached, expected)
+        # What can be decoded was decoded twice: without the cache, and for the cache.
+        assert {name: decoded.count(name) for name in decoded} == {
+            **dict.fromkeys(["a.png", "b.jpg", "gray.png", "drawn.png"], 2),
+            "damaged.png": 3,
+            "pages.tif": 2 + 2 + 3,
+        }
+        decoded.clear()
+        seen.append(cached.images)
+        unsure = [entry["id"] for entry in cached.unsure]
+        assert ("a" in unsure and "drawn" not in unsure) if "field_of_view" in setting else not unsure
+    assert len(list((tmp_path / "cache").glob("*.images"))) == len(SETTINGS)
+    with pytest.raises(ValueError, match="^3 of 13 images cannot be loaded: .*holds 3 frames.*damaged.png"):
+        CachedImages(data, 16, cache_dir=tmp_path / "cache").load()
+
+
+def test_other_sizes_and_decoders_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.png", _noise(20, 20, seed=seed))} for seed in range(3)]
+    for size in (8, 16, 20):
+        cached = CachedImages(data, size, cache_dir=tmp_path / "cache")
+        assert torch.equal(cached.images, CachedImages(data, size).images)
+    monkeypatch.setattr(image_cache, "_version", lambda package: "0")
+    monkeypatch.setattr(dataset, "read_image", lambda *args, **more: np.zeros((3, 20, 20), np.uint8))
+    assert not CachedImages(data, 20, cache_dir=tmp_path / "cache").images.any()
+
+
+def test_second_dataset_decodes_nothing(tmp_path: Path, decoded: list[str]) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.png", _noise(20, 20, seed=seed))} for seed in range(5)]
+    first = CachedImages(data, 20, cache_dir=tmp_path / "cache", num_workers=3)
+    assert len(first.images) == 5 and sorted(decoded) == [f"{seed}.png" for seed in range(5)]
+    for name in ("0.png", "renamed.png"):
+        os.replace(data[0]["image"], tmp_path / name)
+        data[0] = {"image": str(tmp_path / name)}
+        again = CachedImages(data, 20, cache_dir=str(tmp_path / "cache"))
+        assert torch.equal(again.images, first.images) and torch.equal(again.hashes, first.hashes)
+    assert len(decoded) == 5
+
+
+def test_changed_file_is_decoded_anew(tmp_path: Path, decoded: list[str]) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.bmp", _noise(20, 20, seed=seed))} for seed in range(4)]
+    first = CachedImages(data, 20, cache_dir=tmp_path / "cache").load()
+    path = tmp_path / "2.bmp"
+    before = path.stat()
+    _save(path, _noise(20, 20, seed=9))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    decoded.clear()
+    second = CachedImages(data, 20, cache_dir=tmp_path / "cache").load()
+    assert decoded == ["2.bmp"]
+    np.testing.assert_array_equal(second.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in (0, 1, 9, 3)]))
+    np.testing.assert_array_equal(first.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in range(4)]))
+    assert (first.hashes == second.hashes).tolist() == [True, True, False, True]
+
+
+def test_added_photograph_is_decoded_alone_and_order_does_not_matter(tmp_path: Path, decoded: list[str]) -> None:
+    arrays = [_noise(20, 20, seed=seed) for seed in range(8)]
+    data = [{"image": _save(tmp_path / f"{seed}.png", array), "label": seed} for seed, array in enumerate(arrays)]
+    CachedImages(data[:6], 20, cache_dir=tmp_path / "cache", num_workers=1).load()
+    decoded.clear()
+    added = CachedImages(data[:7], 20, cache_dir=tmp_path / "cache").load()
+    assert decoded == ["6.png"] and len(added.images) == 7
+    for order in ([2, 3, 4], [5, 0, 3], [6, 5, 4, 3, 2, 1, 0], [4, 4, 1], [3]):
+        part = CachedImages([data[i] for i in order], 20, cache_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(part.images.numpy(), np.stack([arrays[i] for i in order]))
+        np.testing.assert_array_equal(
+            part.gather(np.array([0, -1])).numpy(), np.stack([arrays[i] for i in order])[[0, -1]]
+        )
+        assert part[-1]["label"] == order[-1] and torch.equal(part[-1]["image"], part.images[-1])
+        loader = DataLoader(part, batch_sampler=EpochBatchSampler(len(order), 1, 0), collate_fn=batched)
+        for batch in loader:
+            np.testing.assert_array_equal(batch["image"][0].numpy(), arrays[batch["label"].item()])
+    assert decoded == ["6.png"]
+
+
+def test_same_content_several_times(tmp_path: Path, decoded: list[str]) -> None:
+    for name in "abc":
+        _save(tmp_path / f"{name}.png", _noise(20, 20, seed=int(name == "c")))
+    data = [{"image": str(tmp_path / f"{name}.png")} for name in "abcab"]
+    expected = CachedImages(data, 20).images
+    for _ in range(2):
+        assert torch.equal(CachedImages(data, 20, cache_dir=tmp_path / "cache").images, expected)
+    decoded.clear()
+    assert torch.equal(CachedImages(data[::-1], 20, cache_dir=tmp_path / "cache").images, expected.flip(0))
+    assert decoded == []
+
+
+def test_items_of_a_cache_are_copies(tmp_path: Path) -> None:
+    cached = CachedImages([{"image": _noise(8, 8)}], 8, cache_dir=tmp_path)
+    before = cached.images.clone()
+    for part in (cached[0]["image"], cached.__getitems__([0])["image"], cached.gather([0])):
+        part.zero_()
+    assert torch.equal(cached.images, before)
+    cached.images.zero_()  # a mistake, but it stays within this process
+    assert torch.equal(CachedImages([{"image": _noise(8, 8)}], 8, cache_dir=tmp_path).images, before)
+
+
+@pytest.mark.parametrize("restore", [False, True], ids=["changed", "changed_and_back"])
+def test_file_that_changes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore: bool) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.png", _noise(20, 20, seed=seed))} for seed in range(3)]
+    content = (tmp_path / "1.png").read_bytes()
+    real = dataset.read_image
+
+    def read_image(path: str, *args: Any, **more: Any) -> np.ndarray:
+        if Path(path).name == "1.png":
+            _save(Path(path), _noise(20, 21, seed=7))
+        array = real(path, *args, **more)
+        if restore and Path(path).name == "1.png":
+            Path(path).write_bytes(content)
+        return array
+
+    for cache_dir in (None, tmp_path / "cache"):
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset, "read_image", read_image)
+            with pytest.raises(
+                ValueError, match=r"^1 of 3 images .*cannot read image .*1\.png: it was changed meanwhile$"
+            ):
+                CachedImages(data, 20, cache_dir=cache_dir).load()
+            (tmp_path / "1.png").write_bytes(content)
+            left = CachedImages(data, 20, on_error="skip", cache_dir=cache_dir).load()
+        assert left.ids == ["0", "2"] and left.skipped[0]["reason"].endswith("1.png: it was changed meanwhile")
+        np.testing.assert_array_equal(left.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in (0, 2)]))
+        (tmp_path / "1.png").write_bytes(content)
+    assert next((tmp_path / "cache").glob("*.images")).stat().st_size == 2 * 3 * 20 * 20
+    cached = CachedImages(data, 20, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(cached.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in range(3)]))
+
+
+def test_file_that_vanishes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.png", _noise(20, 20, seed=seed))} for seed in range(2)]
+    real = dataset.read_image
+
+    def read_image(path: str, *args: Any, **more: Any) -> np.ndarray:
+        array = real(path, *args, **more)
+        if Path(path).name == "0.png":
+            Path(path).unlink()
+        return array
+
+    monkeypatch.setattr(dataset, "read_image", read_image)
+    with pytest.raises(ValueError, match=r"^1 of 2 images cannot be loaded: image file not found: .*0\.png$"):
+        CachedImages(data, 20, cache_dir=tmp_path / "cache").load()
+
+
+def test_full_disk_ends_the_load_and_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+) -> None:
+    data = [{"image": _save(tmp_path / f"{seed}.png", _noise(20, 20, seed=seed))} for seed in range(4)]
+    real = image_cache._write
+
+    def write(file: Any, path: Path, position: int, content: memoryview) -> None:
+        if path.suffix == ".images" and position >= 2 * 1200:
+            raise OSError(28, "No space left on device", str(path))
+        real(file, path, position, content)
+
+    expected = CachedImages(data, 20).images
+    cached = CachedImages(data, 20, cache_dir=tmp_path / "cache", num_workers=1, on_error="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_write", write)
+        with pytest.raises(OSError, match=r"No space left on device: .*\.images"):
+            cached.load()
+    decoded.clear()
+    assert torch.equal(cached.images, expected)  # once there is space
+    assert decoded == ["2.png", "3.png"]
+
+
+# A fresh process that makes others, which begin at once: none of the test's threads is in them.
+INTERRUPTED = """
+import os, random, signal, sys
+import torch
+from conrec_monai.data import CachedImages, image_cache
+
+def die_in_write(number, random):
+    real, writes = image_cache._write, iter(range(10**6))
+    def write(file, path, position, content):
+        if next(writes) == number:
+            if random.random() < 0.3:  # at any time from now on
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() * 2e-3)
+            else:  # with a part of it written
+                real(file, path, position, content[: random.randint(0, len(content))])
+                os.kill(os.getpid(), signal.SIGKILL)
+        real(file, path, position, content)
+    image_cache._write = write
+
+torch.set_num_threads(1)
+data = [{"image": f"{sys.argv[1]}/{index}.jpg"} for index in range(60)]
+for seed in range(8):
+    child = os.fork()
+    if not child:
+        die_in_write(random.Random(seed).randint(1, 14), random.Random(seed + 100))
+        CachedImages(data, 16, num_workers=3, cache_dir=sys.argv[2], progress=False).load()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+TOGETHER = """
+import os, sys
+import torch
+from conrec_monai.data import CachedImages, dataset
+
+torch.set_num_threads(1)
+data = [{"image": f"{sys.argv[1]}/{index}.jpg"} for index in range(60)]
+start, go = os.pipe()
+children = []
+for number in range(3):
+    children.append(os.fork())
+    if not children[-1]:
+        decoded, real = [], dataset.read_image
+        dataset.read_image = lambda path, *args, **more: decoded.append(path) or real(path, *args, **more)
+        os.read(start, 1)
+        cached = CachedImages(data, 16, cache_dir=sys.argv[2], progress=False).load()
+        torch.save({"images": cached.images.clone(), "decoded": len(decoded)}, f"{sys.argv[2]}/{number}.pt")
+        os._exit(0)
+os.write(go, b"123")
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("photographs")
+    return [{"image": _save(folder / f"{seed}.jpg", _noise(40, 50, seed=seed))} for seed in range(60)]
+
+
+def _run(script: str, photographs: list[dict[str, Any]], cache: Path) -> list[int]:
+    arguments = [sys.executable, "-c", script, str(Path(photographs[0]["image"]).parent), str(cache)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [int(code) for code in done.stdout.split()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_killed_while_writing(photographs: list[dict[str, Any]], tmp_path: Path, decoded: list[str]) -> None:
+    codes = _run(INTERRUPTED, photographs, tmp_path)
+    assert len(codes) == 8 and set(codes) <= {-9, -14, 0} and codes.count(-9) >= 3  # killed; by the alarm; in time
+    cached = CachedImages(photographs, 16, cache_dir=tmp_path).load()
+    count = len(decoded)
+    assert 0 < count < 60  # the interrupted work is used
+    assert torch.equal(cached.images, CachedImages(photographs, 16).images)
+    again = CachedImages(photographs, 16, cache_dir=tmp_path).load()
+    assert len(decoded) == count + 60 and torch.equal(again.images, cached.images)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_processes_share_the_work(photographs: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert _run(TOGETHER, photographs, tmp_path) == [0, 0, 0]
+    results = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(3)]
+    expected = CachedImages(photographs, 16).images
+    assert all(torch.equal(result["images"], expected) for result in results)
+    assert sorted(result["decoded"] for result in results) == [0, 0, 60]
+    assert next(tmp_path.glob("*.images")).stat().st_size == 60 * 3 * 16 * 16
+    assert next(tmp_path.glob("*.index")).stat().st_size == 60 * (32 + 220 + 4)
 
 
 # --- EpochBatchSampler ------------------------------------------------------------------------------------------------

@@ -422,7 +422,7 @@ def test_what_the_run_saw_is_written_down(images: CachedImages, tmp_path: Path) 
     for name in ("checkpoint.pt", "encoder.pt"):
         pretraining = torch.load(tmp_path / name, weights_only=True)["pretraining"]
         assert pretraining["settings"] == SETTINGS and pretraining["epoch"] == 2
-        assert torch.equal(pretraining["images"], images.hashes.unique())
+        assert torch.equal(pretraining["image_hashes"], images.hashes.unique())
 
 
 def test_weights_of_another_network(images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from conrec_monai.data import CachedImages, EpochBatchSampler, batched, load_datalist
 from conrec_monai.engines import ConRecTrainer
-from conrec_monai.handlers import HealthMonitor, health
+from conrec_monai.handlers import HealthMonitor
 from conrec_monai.losses import ConRecLoss
 from conrec_monai.metrics import attention_entropy, effective_rank, embedding_std
 from conrec_monai.networks.nets import ConRecOutput, ConRecUNet
@@ -100,7 +100,7 @@ def test_values(size: int, images: CachedImages) -> None:
         effective_rank(output.projection),
         attention_entropy(attention),
     ]
-    assert [list(found[epoch]) for epoch in (1, 2, 3)] == [["data_wait"], ["data_wait", *MEASURED], ["data_wait"]]
+    assert [list(found[epoch]) for epoch in (1, 2, 3)] == [[], MEASURED, []]
     assert [found[2][name] for name in MEASURED] == pytest.approx(expected, rel=1e-4)
     assert all(type(value) is float for value in found[2].values())
 
@@ -109,35 +109,6 @@ def test_without_attention_or_decoder(images: CachedImages) -> None:
     network = ConRecUNet(features=(4, 8), pooling="average", decoder=False)
     trainer = train(images, network, [HealthMonitor(network, images, 32)], 1)
     assert [name for name in MEASURED if name in trainer.state.metrics] == MEASURED[:-1]
-
-
-def test_share_of_time_spent_waiting(images: CachedImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    def load() -> Any:
-        for seconds in (1.0, 2.0, 3.0, 4.0):
-            clock.now += seconds
-            yield seconds
-
-    def iteration(engine: Engine, batch: float) -> None:
-        clock.now += 5.0
-
-    def evaluate(engine: Engine) -> None:
-        clock.now += 100.0  # not part of the time
-
-    clock = Clock()
-    monkeypatch.setattr(health, "time", clock)
-    engine = Engine(iteration)
-    engine.add_event_handler(Events.EPOCH_COMPLETED, evaluate)
-    HealthMonitor(ConRecUNet(features=(4, 8)), images, 32, every=5).attach(engine)
-    found = metrics_of(engine)
-    engine.run(load(), max_epochs=2, epoch_length=2)
-    assert found[1] == {"data_wait": pytest.approx(3 / 13)}
-    assert found[2] == {"data_wait": pytest.approx(7 / 17)}
 
 
 # --- the training does not notice -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from collections.abc import Iterator
 
 import pytest
 from ignite.engine import Engine, Events
@@ -46,47 +47,69 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return caplog.messages
 
 
-def run(clock: Clock, seconds: float, max_epochs: int, done: int = 0, batch_size: int = 16) -> Engine:
-    """Epochs of 4 iterations, each of which takes ``seconds``, after ``done`` iterations."""
+def run(
+    clock: Clock,
+    seconds: float,
+    max_epochs: int,
+    done: int = 0,
+    load: Iterator | None = None,
+    evaluate: float = 0.0,
+) -> Engine:
+    """Epochs of 4 iterations of ``seconds`` with 16 images, after ``done`` iterations; each ends with ``evaluate``."""
 
     def iteration(engine: Engine, batch: int) -> None:
         clock.now += seconds
 
     engine = Engine(iteration)
-    engine.running_metrics = lambda: METRICS
+    recent = iter([None, None])  # nothing has arrived from the device at first
+    engine.recent_metrics = lambda: next(recent, METRICS)
 
     def start() -> None:
         engine.state.epoch, engine.state.iteration = done // 4, done
 
     def finish() -> None:
         engine.state.metrics.update(METRICS)
+        clock.now += evaluate
 
     engine.add_event_handler(Events.STARTED, start)
     engine.add_event_handler(Events.EPOCH_COMPLETED, finish)
-    ProgressHandler(batch_size).attach(engine)
-    engine.run(range(4), max_epochs=max_epochs)
+    ProgressHandler(16).attach(engine)
+    engine.run(range(4) if load is None else load, max_epochs=max_epochs, epoch_length=4)
     return engine
 
 
 def test_line_per_epoch(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     engine = run(clock, 2.0, 3)
-    parts = "loss 12.500, contrastive 2.2500, reconstruction 0.08000, accuracy 0.625, 8.0 images/s"
+    parts = (
+        "loss 12.500, contrastive 2.2500, reconstruction 0.08000, accuracy 0.625, 8.0 images/s, 0.0% waiting for data"
+    )
     assert caplog.messages == [
         f"epoch 1/3: {parts}, 0 min 16 s left",
         f"epoch 2/3: {parts}, 0 min 08 s left",
         f"epoch 3/3: {parts}, 0 min 00 s left",
     ]
     assert {record.name for record in caplog.records} == {"conrec_monai"}
-    assert engine.state.metrics["images_per_second"] == 8
+    assert engine.state.metrics["images_per_second"] == 8 and engine.state.metrics["data_wait"] == 0
+
+
+def test_share_of_time_spent_waiting(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> Iterator[float]:
+        for seconds in (1.0, 0.0, 2.0, 0.0, 3.0, 1.0, 3.0, 0.0):
+            clock.now += seconds
+            yield seconds
+
+    engine = run(clock, 5.0, 2, load=load(), evaluate=100.0)  # which is no part of the time
+    assert engine.state.metrics["data_wait"] == pytest.approx(7 / 27)
+    assert ", 13.0% waiting for data, " in caplog.messages[0] and ", 25.9% waiting for data, " in caplog.messages[1]
 
 
 def test_resumed_run_counts_its_own_time(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     # 7 of 40 iterations are done, the fourth of epoch 2 is the first: 1 iteration in 30 s, 32 are left.
     run(clock, 30.0, 10, done=7)
     assert caplog.messages[0].startswith("epoch 2/10: ") and caplog.messages[0].endswith(
-        ", 0.5 images/s, 16 min 00 s left"
+        ", 0.5 images/s, 0.0% waiting for data, 16 min 00 s left"
     )
-    assert caplog.messages[1].endswith(", 0.5 images/s, 14 min 00 s left")
+    assert caplog.messages[1].endswith(", 0.5 images/s, 0.0% waiting for data, 14 min 00 s left")
     assert len(caplog.messages) == 9
 
 
@@ -105,23 +128,46 @@ def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     engine = run(clock, 2.0, 2, done=2)
     shown = terminal.getvalue()
     assert "epoch 2/2" in shown and "/128" in shown  # 2 epochs of 4 iterations of 16 images
-    assert "loss 12.50, contrastive 2.250, reconstruction 0.0800" in shown
+    assert "loss 12.50, contrastive 2.250, reconstruction 0.0800, 0% waiting for data" in shown
     assert engine.state.iteration == 8
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0, "0 min 00 s"),
-        (59.4, "0 min 59 s"),
-        (59.6, "1 min 00 s"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h 00 min"),
-        (90061, "25 h 01 min"),
-    ],
-)
-def test_duration(seconds: float, expected: str) -> None:
-    assert progress._duration(seconds) == expected
+class Bar:
+    """Keeps what is shown after the metrics."""
+
+    disable = False
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def set_postfix_str(self, text: str) -> None:
+        self.shown.append(text.rsplit(", ", 1)[1])
+
+    def nothing(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    update = set_description = clear = close = nothing
+
+
+def test_bar_tells_of_waiting_once_metrics_have_arrived(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> Iterator[float]:
+        for seconds in (3.0, 1.0, 0.0, 0.0):
+            clock.now += seconds
+            yield seconds
+
+    bar = Bar()
+    monkeypatch.setattr(progress, "progress_bar", lambda **options: bar)
+    run(clock, 2.0, 1, load=load())
+    # Nothing has arrived in the first two iterations; then 4 of 10 s, and 4 of 12 s.
+    assert bar.shown == ["40% waiting for data", "33% waiting for data"]
+
+
+def test_bar_of_an_iteration_within_a_tick_of_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = Bar()
+    monkeypatch.setattr(progress, "progress_bar", lambda **options: bar)
+    # Drawn in the first iteration of each epoch, long after the last time.
+    run(clock, 0.0, 4, evaluate=5.0)
+    assert bar.shown == ["0% waiting for data"] * 2
 
 
 def test_instant_epoch(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -308,7 +308,7 @@ def test_checkpoints(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_another(tmp_path):
-    path, training = tmp_path / "checkpoint.pt", {"views": [], "settings": {"seed": 0}}  # written before there was one
+    path, training = tmp_path / "checkpoint.pt", {"random": {}, "settings": {"seed": 0}}  # written before there was one
     save_checkpoint(path, ConRecUNet(features=(4, 8)), {"image_size": 32}, training=training)
     check_resume(path, {"seed": 0, "field_of_view": None})
     with pytest.raises(ValueError, match="other settings: field_of_view None then, 'normalize' now"):

@@ -13,5 +13,6 @@ from __future__ import annotations
 
 from .attention_pool import AttentionPool
 from .projection_head import ProjectionHead
+from .recompute import recompute
 
-__all__ = ["AttentionPool", "ProjectionHead"]
+__all__ = ["AttentionPool", "ProjectionHead", "recompute"]

@@ -18,7 +18,7 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.basic_unet import TwoConv
 from torch import Tensor, nn
 
-from conrec_monai.networks.blocks import AttentionPool, ProjectionHead
+from conrec_monai.networks.blocks import AttentionPool, ProjectionHead, recompute
 
 __all__ = ["ConRecEncoder", "ConRecOutput", "ConRecUNet"]
 
@@ -75,6 +75,8 @@ class ConRecEncoder(nn.Module):
         features: channels of each level.
         pooling: "attention" (:class:`conrec_monai.networks.blocks.AttentionPool`), "average" or "flatten".
         image_size: side of the (square) image, for "flatten" only, whose F depends on it.
+        gradient_checkpointing: whether training keeps each level's input alone and computes the rest again for the
+            gradients: about a third slower, for batches that do not fit otherwise. No part of ``config``.
 
     Attributes:
         num_features: F; the channels of the last level, times its area for "flatten".
@@ -89,6 +91,7 @@ class ConRecEncoder(nn.Module):
         features: Sequence[int] = (64, 128, 256, 512),
         pooling: str = "attention",
         image_size: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         features = tuple(int(f) for f in features)
@@ -115,6 +118,7 @@ class ConRecEncoder(nn.Module):
             self.num_features *= (image_size // self.divisor) ** 2
             pool = _FlattenPool()
         self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
         self.pooling = pooling
         self.pool = pool
         self.levels = nn.ModuleList(_two_conv(i, o) for i, o in zip((in_channels, *features), features, strict=False))
@@ -136,7 +140,12 @@ class ConRecEncoder(nn.Module):
         for i, level in enumerate(self.levels):
             if i > 0:
                 x = self.downsample(x)
-            x = level(x)
+            if torch.jit.is_scripting():
+                x = level(x)
+            elif self.gradient_checkpointing and self.training:
+                x = recompute(level, x)
+            else:
+                x = level(x)
             outputs.append(x)
         return outputs
 
@@ -162,9 +171,16 @@ class _Decoder(nn.Module):
     """Upsamples level by level, joined with the skip path of the shallowest ``skip_levels`` levels."""
 
     def __init__(
-        self, out_channels: int, features: tuple[int, ...], skip_levels: int, skip_strength: float, upsample: str
+        self,
+        out_channels: int,
+        features: tuple[int, ...],
+        skip_levels: int,
+        skip_strength: float,
+        upsample: str,
+        gradient_checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         self.ups, self.skips, self.levels = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(features) - 1)):
             deep, width = features[i + 1], features[i]
@@ -194,7 +210,12 @@ class _Decoder(nn.Module):
             x = up(x)
             if i < self.skip_levels:
                 x = torch.cat([x, skip(features[i])], dim=1)
-            x = level(x)
+            if torch.jit.is_scripting():
+                x = level(x)
+            elif self.gradient_checkpointing and self.training:
+                x = recompute(level, x)
+            else:
+                x = level(x)
             i -= 1
         logits: Tensor = self.output(x)
         return logits.float().sigmoid()
@@ -217,6 +238,7 @@ class ConRecUNet(nn.Module):
         upsample: "nontrainable" (nearest neighbor) or "deconv" (2x2 transposed convolution, stride 2).
         projection_dim: P, width of the projection.
         projection_layers: linear layers of the projection head; the hidden ones are as wide as the last level.
+        gradient_checkpointing: see :class:`ConRecEncoder`.
 
     Attributes:
         encoder: the :class:`ConRecEncoder`.
@@ -238,9 +260,10 @@ class ConRecUNet(nn.Module):
         upsample: str = "nontrainable",
         projection_dim: int = 128,
         projection_layers: int = 3,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = ConRecEncoder(in_channels, features, pooling, image_size)
+        self.encoder = ConRecEncoder(in_channels, features, pooling, image_size, gradient_checkpointing)
         widths = tuple(self.encoder.config["features"])
         if skip_levels is None:
             skip_levels = len(widths) - 1
@@ -262,7 +285,9 @@ class ConRecUNet(nn.Module):
             "projection_layers": projection_layers,
         }
         self.projection = ProjectionHead(self.encoder.num_features, widths[-1], projection_dim, projection_layers)
-        self.decoder = _Decoder(in_channels, widths, skip_levels, skip_strength, upsample) if decoder else None
+        self.decoder = None
+        if decoder:
+            self.decoder = _Decoder(in_channels, widths, skip_levels, skip_strength, upsample, gradient_checkpointing)
         if self.decoder is not None:
             self.decoder.apply(_initialize)
 

@@ -1,0 +1,262 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The benchmarks of speed run at tiny sizes; how long they take is not tested."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from monai.data import get_track_meta, set_track_meta
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = ("common", "embedding", "lars", "nt_xent", "views")
+
+
+def _scripts() -> dict[str, ModuleType]:
+    """The scripts, which are no package, without their names in ``sys.modules``: there are other modules "common"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        for name in SCRIPTS:
+            patch.delitem(sys.modules, name, raising=False)
+        try:
+            return {name: importlib.import_module(name) for name in SCRIPTS}
+        finally:
+            for name in SCRIPTS:
+                sys.modules.pop(name, None)
+
+
+scripts = _scripts()
+common, lars, nt_xent, views = (scripts[name] for name in ("common", "lars", "nt_xent", "views"))
+
+
+def run(name: str, tmp_path: Path, *arguments: str) -> Any:
+    """The results of a script, out of its file."""
+    path = tmp_path / "results" / f"{name}.json"
+    given = ["--repeats", "2", "--threads", "1", "--output", str(path), *arguments]
+    scripts[name].main(given)
+    text = path.read_text()
+    content = json.loads(text)
+    assert list(content) == ["schema", "benchmark", "command", "machine", "settings", "results"]
+    assert content["schema"] == 1 and content["benchmark"] == name
+    # The whole command, and nothing of this machine's folders.
+    assert content["command"] == f"python benchmarks/{name}.py " + " ".join(
+        argument if argument != str(path) else f"{name}.json" for argument in given
+    )
+    assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
+    assert content["machine"]["threads"] == 1 and content["machine"]["processor"]
+    assert {"python", "conrec_monai", "torch", "monai", "numpy"} <= content["machine"]["versions"].keys()
+    assert content["settings"]["repeats"] == 2 and content["settings"]["seed"] == 0
+    return content["results"]
+
+
+def assert_spread(value: dict[str, float]) -> None:
+    assert list(value) == ["median", "low", "high"]
+    assert 0 < value["low"] <= value["median"] <= value["high"]
+
+
+# --- common -----------------------------------------------------------------------------------------------------------
+
+
+def test_interleaved_rotates_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def function(name: str, seconds: Sequence[float]) -> Any:
+        durations = iter(seconds)
+
+        def call() -> None:
+            calls.append(name)
+            clock[0] += next(durations)
+
+        return call
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock[0])
+    functions = {"a": function("a", [9, 1, 2, 3]), "b": function("b", [9, 4, 8, 4]), "c": function("c", [9, 5, 5, 5])}
+    times = common.interleaved(functions, repeats=3)
+    assert times == {"a": [1, 2, 3], "b": [4, 8, 4], "c": [5, 5, 5]}
+    assert "".join(calls[3:]) == "abc" + "bca" + "cab" and sorted(calls[:3]) == ["a", "b", "c"]
+
+
+def test_interleaved_refuses_no_rounds() -> None:
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        common.interleaved({"a": list}, repeats=0)
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    # 8 / 2, 2 / 4 and 3 / 1; the ratio of the medians would be 3 / 2.
+    assert common.ratio({"a": [8.0, 2.0, 3.0], "b": [2.0, 4.0, 1.0]}, "a", "b") == {
+        "median": 3.0,
+        "low": 0.5,
+        "high": 4.0,
+    }
+    assert common.spread([1.0, 2.0, 3.0, 10.0]) == {"median": 2.5, "low": 1.0, "high": 10.0}
+
+
+def test_no_file_without_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common.write(None, "lars", [], {}, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_absolute_paths_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    common.write(str(path), "lars", [f"--output={path}", "--seed", "1", "out/y.json"], {"output": str(path)}, [])
+    content = json.loads(path.read_text())
+    assert content["command"] == "python benchmarks/lars.py --output=x.json --seed 1 out/y.json"
+    assert content["settings"] == {}
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def assert_views(name: str, results: list[dict[str, Any]]) -> None:
+    assert [(r["size"], r["masking"]) for r in results] == [(32, False), (32, True)]
+    for result in results:
+        assert_spread(result[name]["milliseconds_per_view"])
+        # 2 images, 4 views
+        per_view = result[name]["milliseconds_per_view"]["median"]
+        assert result[name]["views_per_second"] == pytest.approx(1000 / per_view)
+        assert result[name]["images_per_second"] == pytest.approx(500 / per_view)
+        if name != "conrec_monai":
+            assert_spread(result[f"{name}_over_conrec_monai"])
+
+
+def test_views(tmp_path: Path) -> None:
+    tracked = get_track_meta()
+    results = run("views", tmp_path, "--sizes", "32", "--batch", "2")
+    assert get_track_meta() == tracked
+    for name in ("conrec_monai", "monai", *(["kornia"] if find_spec("kornia") else [])):
+        assert_views(name, results)
+
+
+def test_views_without_kornia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "find_spec", lambda name: None)
+    results = run("views", tmp_path, "--sizes", "32", "--batch", "2")
+    assert_views("monai", results)
+    assert all(r["kornia"] is None and r["kornia_over_conrec_monai"] is None for r in results)
+
+
+@pytest.mark.parametrize("name", ["conrec_monai", "monai", "kornia"])
+def test_chains(name: str) -> None:
+    """Two views of each image, the first ones first; a masking changes what the network sees and not the target."""
+    if name == "kornia":
+        pytest.importorskip("kornia", reason="kornia is not installed (pip install -e .[bench])")
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    images[:4] = 128  # gray: jitter, crop and blur leave it even, and above 0 by far
+    before = images.clone()
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        plain, masked = (views.CHAINS[name](32, masking, 0)(images) for masking in (False, True))
+    finally:
+        set_track_meta(tracked)
+    assert torch.equal(images, before)
+    for result in (plain, masked):
+        for batch in result:
+            assert type(batch) is torch.Tensor and batch.dtype == torch.float32 and batch.shape == (16, 3, 32, 32)
+        bright = result.target.mean(dim=(1, 2, 3)) > 0.01
+        assert bright.tolist() == ([True] * 4 + [False] * 4) * 2
+        if name != "monai":  # whose blur darkens the border
+            assert (result.target.amax(dim=(1, 2, 3)) - result.target.amin(dim=(1, 2, 3))).max() < 1e-4
+    assert torch.equal(plain.input, plain.target) and not torch.equal(masked.input, masked.target)
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_nt_xent(tmp_path: Path) -> None:
+    results = run("nt_xent", tmp_path, "--sizes", "256")
+    assert [r["views"] for r in results] == [256] and results[0]["monai_left_out"] is None
+    for name in ("conrec_monai", "monai"):
+        assert_spread(results[0]["seconds"][name])
+    # (2B)^2 F numbers of 4 bytes are 32 MiB, and the loss of MONAI holds some of such arrays; ours holds none.
+    assert results[0]["bytes"]["monai"] > 2**25 > results[0]["bytes"]["conrec_monai"] >= 0
+    assert_spread(results[0]["monai_over_conrec_monai"]["seconds"])
+    assert results[0]["monai_over_conrec_monai"]["bytes"] > 1
+
+
+def test_nt_xent_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}  # 1 GiB: 6 x 256^2 x 128 x 4 bytes fit, 16 times that do not
+    monkeypatch.setattr(nt_xent.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(nt_xent, "memory_of", lambda *args: 10)
+    assert nt_xent.reason_against(256) is None
+    assert nt_xent.reason_against(1024) == "needs about 3.0 GiB, more than 75% of 1.0 GiB"
+    result = nt_xent.measure(1024, repeats=1, seed=0, threads=1)
+    assert result["seconds"]["monai"] is None and result["bytes"] == {"conrec_monai": 10, "monai": None}
+    assert result["monai_over_conrec_monai"] is None and result["monai_left_out"].startswith("needs about")
+    assert_spread(result["seconds"]["conrec_monai"])
+
+
+@pytest.mark.parametrize("sizes", [["2"], ["256", "7"]])
+def test_nt_xent_refuses_sizes(sizes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        nt_xent.main(["--sizes", *sizes])
+    assert "must be even and at least 4" in capsys.readouterr().err
+
+
+# --- optimizer --------------------------------------------------------------------------------------------------------
+
+
+def test_lars(tmp_path: Path) -> None:
+    (result,) = run("lars", tmp_path, "--features", "2")
+    assert result["features"] == 2 and result["tensors"] > 0 and result["parameters"] > 0
+    for name in ("lars", "plain", "sgd"):
+        assert_spread(result["seconds"][name])
+    for name in ("plain_over_lars", "lars_over_sgd"):
+        assert_spread(result[name])
+
+
+def test_plain_loop_is_lars(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lars.check(2, seed=1) < 1e-6
+    monkeypatch.setattr(lars, "TRUST", 0.002)  # of both
+    assert lars.check(2, seed=1) < 1e-6
+    step = lars.PlainLARS.step
+    monkeypatch.setattr(lars.PlainLARS, "step", lambda self: (step(self), step(self)))
+    with pytest.raises(AssertionError):
+        lars.check(2, seed=1)
+
+
+def test_plain_loop_by_hand() -> None:
+    """g = 0.3 + 0.1 x 2 = 0.5; ratio = 0.001 x 2 / 0.5 = 0.004; v = 10 x 0.004 x 0.5 = 0.02, then 0.9 v + ..."""
+    weight = torch.nn.Parameter(torch.tensor([[2.0]]))
+    bias = torch.nn.Parameter(torch.tensor([1.0]))
+    unused = torch.nn.Parameter(torch.tensor([[5.0]]))
+    weight.grad, bias.grad = torch.tensor([[0.3]]), torch.tensor([0.5])
+    groups = [{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0, "trust_coefficient": None}]
+    optimizer = lars.PlainLARS(groups, lr=10.0, momentum=0.9, weight_decay=0.1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(1.98) and bias.item() == pytest.approx(1 - 5) and unused.item() == 5
+    # lr x ratio x |g| = lr x 0.001 x |w| = 0.0198; v = 0.018 + 0.0198
+    optimizer.step()
+    assert weight.item() == pytest.approx(1.98 - 0.0378) and bias.item() == pytest.approx(-4 - 9.5)
+
+
+# --- embedding --------------------------------------------------------------------------------------------------------
+
+
+def test_embedding(tmp_path: Path) -> None:
+    results = run("embedding", tmp_path, "--images", "60", "--size", "32", "--features", "4", "8")
+    phases = ["embed", "linear, published", "linear, standardized"]
+    assert list(results["seconds"]) == [*phases, "one by one", "total"]
+    for name, value in results["seconds"].items():
+        assert_spread(value)
+        assert results["images_per_second"][name] == pytest.approx(60 / value["median"])
+    assert list(results["share"]) == phases and all(0 < share < 1 for share in results["share"].values())
+    assert_spread(results["one_by_one_over_embed"])
