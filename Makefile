@@ -10,7 +10,7 @@ DATA ?= ../data
 PRESET ?= cpu
 SYNTHETIC_RESULTS ?= output/synthetic_64px
 
-.PHONY: demo test lint types format table1 figure3 report aptos-64px synthetic-64px example-weights clean
+.PHONY: demo test lint types format bench table1 figure3 report aptos-64px synthetic-64px example-weights clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
@@ -74,6 +74,22 @@ report: $(VENV)/installed
 	  --output docs/results/report/retinamnist.html
 	$(REPORT) $(RESULTS)/evaluations/{aptos,aptos-normalized,flowers,dogs,retinamnist}/frozen \
 	  --audit $(RESULTS)/audit_aptos2019.json --output $(RESULTS)/report.html
+
+# docs/results/throughput: all benchmarks, some 30 minutes on 2 quiet cores; that of the data where DATA holds aptos2019.
+BENCH = $(BIN)/python -W ignore benchmarks
+bench: RESULTS ?= docs/results/throughput
+bench: THREADS ?= $(shell nproc)
+bench: $(VENV)/installed
+	mkdir -p $(RESULTS)
+	$(BENCH)/step.py --threads $(THREADS) --output $(RESULTS)/step.json
+	$(BENCH)/views.py --output $(RESULTS)/views.json
+	$(BENCH)/nt_xent.py --threads $(THREADS) --output $(RESULTS)/nt_xent.json
+	$(BENCH)/lars.py --threads $(THREADS) --output $(RESULTS)/lars.json
+	$(BENCH)/embedding.py --threads $(THREADS) --output $(RESULTS)/embedding.json
+	$(BENCH)/growth.py --output $(RESULTS)/growth.json --plot $(RESULTS)/growth.png
+	if [ -d "$(DATA)/aptos2019" ]; then \
+	  $(BENCH)/data.py --threads $(THREADS) --data "$(DATA)/aptos2019" --output $(RESULTS)/data.json; fi
+	$(BENCH)/table.py $(RESULTS)
 
 # docs/results/aptos_64px.md: 16 epochs on APTOS 2019 at 64 px; DATA holds the folder aptos2019. Resumes where it stopped.
 aptos-64px: RESULTS ?= output/aptos_64px

@@ -58,10 +58,11 @@ def build(features: int, seed: int) -> ConRecUNet:
     return ConRecUNet(features=[features, 2 * features, 4 * features, 8 * features])
 
 
-def make_trainer(network: nn.Module, images: CachedImages, size: int, batch: int, seed: int) -> ConRecTrainer:
-    loader = torch.utils.data.DataLoader(
-        images, batch_sampler=EpochBatchSampler(len(images), batch, seed), collate_fn=batched
-    )
+def make_trainer(
+    network: nn.Module, images: CachedImages, size: int, batch: int, seed: int, rank: int = 0, num_replicas: int = 1
+) -> ConRecTrainer:
+    sampler = EpochBatchSampler(len(images), batch, seed, rank=rank, num_replicas=num_replicas)
+    loader = torch.utils.data.DataLoader(images, batch_sampler=sampler, collate_fn=batched)
     optimizer = build_optimizer("lars", network, default_learning_rate("lars", batch))
     views = TwoViews(size).set_random_state(seed)
     return ConRecTrainer("cpu", 1, loader, network, optimizer, ConRecLoss(), views)

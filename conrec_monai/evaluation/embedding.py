@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from conrec_monai.engines import channels_last_is_fast
 from conrec_monai.utils import progress_bar
 
 __all__ = ["central_part", "embed", "embed_levels", "has_levels"]
@@ -114,13 +115,15 @@ def _run(
 ) -> np.ndarray:
     if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"expected uint8 images NCHW with N >= 1, got {images.dtype} of shape {list(images.shape)}")
+    fast = channels_last_is_fast(torch.device(device))
+    memory_format = torch.channels_last if fast else torch.contiguous_format
     training = [module for module in encoder.modules() if module.training]
     encoder.to(device).eval()
     representations = []
     try:
         with torch.inference_mode():
             for batch in progress_bar(images.split(batch_size), progress, desc="embed", leave=False):
-                x = batch.to(device).float() / 255
+                x = (batch.to(device).float() / 255).contiguous(memory_format=memory_format)
                 h = function(x)
                 if h.ndim != 2 or len(h) != len(x):
                     raise ValueError(f"expected an encoder that returns [{len(x)}, F], got shape {list(h.shape)}")

@@ -102,19 +102,25 @@ class LARS(Optimizer):
             buffers.append(state["momentum_buffer"])
         # A new list in every case: the gradients themselves stay as they are.
         updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
-        rate: Any = group["lr"]
+        torch._foreach_mul_(buffers, group["momentum"])
+        rates: list[Tensor] | None = None
         if group["trust_coefficient"] is not None:
             weight_norms = torch.stack(torch._foreach_norm(params))
             update_norms = torch.stack(torch._foreach_norm(updates))
             ratios = group["trust_coefficient"] * weight_norms / update_norms
             ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
-            rate = list((ratios * rate).unbind())
-        torch._foreach_mul_(updates, rate)
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, updates)
+            rates = list((group["lr"] * ratios).unbind())
+
+        def add(tensors: list[Tensor], sign: int) -> None:
+            if rates is None:
+                torch._foreach_add_(tensors, updates, alpha=sign * group["lr"])
+            else:
+                torch._foreach_addcmul_(tensors, updates, rates, value=sign)
+
+        add(buffers, 1)
         if group["nesterov"]:
-            torch._foreach_add_(updates, buffers, alpha=group["momentum"])
-            torch._foreach_sub_(params, updates)
+            torch._foreach_sub_(params, buffers, alpha=group["momentum"])
+            add(params, -1)
         else:
             torch._foreach_sub_(params, buffers)
 

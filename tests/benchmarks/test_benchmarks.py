@@ -142,21 +142,22 @@ def test_views(tmp_path: Path) -> None:
     tracked = get_track_meta()
     results = run("views", tmp_path, "--sizes", "32", "--batch", "2")
     assert get_track_meta() == tracked
-    for name in ("conrec_monai", "monai", *(["kornia"] if find_spec("kornia") else [])):
+    for name in ("conrec_monai", *(["monai", "monai_untracked", "kornia"] if find_spec("kornia") else [])):
         assert_views(name, results)
 
 
 def test_views_without_kornia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "find_spec", lambda name: None)
     results = run("views", tmp_path, "--sizes", "32", "--batch", "2")
-    assert_views("monai", results)
-    assert all(r["kornia"] is None and r["kornia_over_conrec_monai"] is None for r in results)
+    assert_views("conrec_monai", results)
+    for name in ("monai", "monai_untracked", "kornia"):
+        assert all(r[name] is None and r[f"{name}_over_conrec_monai"] is None for r in results)
 
 
 @pytest.mark.parametrize("name", ["conrec_monai", "monai", "kornia"])
 def test_chains(name: str) -> None:
     """Two views of each image, the first ones first; a masking changes what the network sees and not the target."""
-    if name == "kornia":
+    if name != "conrec_monai":
         pytest.importorskip("kornia", reason="kornia is not installed (pip install -e .[bench])")
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     images[:4] = 128  # gray: jitter, crop and blur leave it even, and above 0 by far

@@ -346,3 +346,21 @@ def test_schedule_steps_every_iteration(images: CachedImages) -> None:
     # 10 iterations, 1 of warm-up: 0 at first, the full rate next, then half a cosine.
     expected = [0.0, *(0.3 * 0.5 * (1 + np.cos(np.pi * i / 9)) for i in range(9))]
     np.testing.assert_allclose(rates, expected, atol=1e-9)
+
+
+# --- what the progress line shows -------------------------------------------------------------------------------------
+
+
+def test_recent_metrics(images: CachedImages) -> None:
+    """Those up to the iteration in which they were asked for before; nothing at first."""
+    trainer = make_trainer(images, max_epochs=1)
+    recent: list[dict[str, float] | None] = []
+    running: list[dict[str, float]] = []
+
+    def ask(engine: ConRecTrainer) -> None:
+        recent.append(engine.recent_metrics())
+        running.append(engine.running_metrics())
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, ask)
+    trainer.run()
+    assert recent == [None, *running[:-1]]

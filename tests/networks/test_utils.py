@@ -430,3 +430,22 @@ def test_keras_checkpoint_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "model.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(ValueError, match="is a Keras checkpoint: conrec-monai import-keras model.hdf5 model.pt"):
         load_encoder(tmp_path / "model.hdf5")
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = ConRecEncoder()  # 4.7 million weights
+    encoder.levels[0].conv_0.adn.N.running_var.fill_(1e6)  # beyond float16
+    for half in (False, True):
+        save_checkpoint(tmp_path / f"{half}.pt", encoder, {"image_size": 64, "resize": "squash"}, half)
+    sizes = [(tmp_path / f"{half}.pt").stat().st_size for half in (False, True)]
+    assert sizes[1] < 0.51 * sizes[0] < 16e6
+    loaded = load_encoder(tmp_path / "True.pt")
+    for name, value in loaded.state_dict().items():
+        expected = encoder.state_dict()[name]
+        assert value.dtype == expected.dtype, name
+        torch.testing.assert_close(value, expected, rtol=2**-11, atol=2**-24)
+    assert torch.equal(loaded.levels[0].conv_0.adn.N.running_var, torch.full((64,), 1e6))
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), encoder.eval()(x), rtol=1e-2, atol=1e-3)

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from scipy.stats import ks_2samp
 
 from conrec_monai.transforms import (
     RandColorJitter,
@@ -43,6 +44,7 @@ from conrec_monai.transforms import (
     RandResizedCropd,
     TwoViews,
     TwoViewsd,
+    Views,
     adjust_hue,
     adjust_saturation,
     gaussian_blur,
@@ -287,3 +289,53 @@ def test_missing_key():
     with pytest.raises(KeyError, match="image"):
         RandHorizontalFlipd("image")({"label": 1})
     assert RandHorizontalFlipd("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_parts_of_a_batch_are_those_of_the_whole(channels, replicas):
+    images = torch.rand(6, channels, 32, 32)
+    for make in (lambda: TwoViews(32), lambda: RandMasking()):
+        whole_of, *parts_of = (make().set_random_state(3) for _ in range(replicas + 1))
+        whole = whole_of.batch(images)
+        parts = [t.batch(x, i, replicas) for i, (t, x) in enumerate(zip(parts_of, images.chunk(replicas), strict=True))]
+        if isinstance(whole, Views):  # both views of the first part, then of the second
+            for name in ("input", "target"):
+                halves = zip(*(getattr(part, name).chunk(2) for part in parts), strict=True)
+                torch.testing.assert_close(torch.cat([x for half in halves for x in half]), getattr(whole, name))
+        else:
+            torch.testing.assert_close(torch.cat(parts), whole)
+        following = whole_of.R.randint(2**31)
+        assert all(part.R.randint(2**31) == following for part in parts_of)  # all go on alike
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_parts_in_the_cache_are_the_whole(channels, monkeypatch):
+    images = torch.rand(7, channels, 32, 32)
+    whole = TwoViews(32).set_random_state(5).batch(images)
+    monkeypatch.setattr(
+        "conrec_monai.transforms.views.CACHE_BYTES", 3 * 4 * channels * 32**2 // torch.get_num_threads()
+    )
+    in_parts = TwoViews(32).set_random_state(5).batch(images)
+    for a, b in zip(whole, in_parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_batches_and_single_samples_have_one_distribution():
+    """Two-sample tests of what the whole chain does to one picture, drawn 300 at once and one by one."""
+    image = torch.linspace(0.1, 0.9, 3 * 40 * 40).view(3, 40, 40)
+    together = TwoViews(32).set_random_state(0).batch(image.expand(300, -1, -1, -1))
+    single = TwoViews(32).set_random_state(1)
+    alone = [single(image) for _ in range(300)]
+    apart = Views(*(torch.cat([getattr(v, name) for v in alone]) for name in ("input", "target")))
+    figures = {
+        "mean": lambda v: v.target.mean(dim=(1, 2, 3)),
+        "deviation": lambda v: v.target.std(dim=(1, 2, 3)),
+        "tint": lambda v: (v.target[:, 0] - v.target[:, 2]).mean(dim=(1, 2)),
+        "sharpness": lambda v: v.target.diff(dim=3).abs().mean(dim=(1, 2, 3)),
+        "direction": lambda v: v.target[..., :16].mean(dim=(1, 2, 3)) - v.target[..., 16:].mean(dim=(1, 2, 3)),
+        "masked": lambda v: (v.input != v.target).any(dim=1).float().mean(dim=(1, 2)),
+        "filling": lambda v: (v.input - v.target).mean(dim=(1, 2, 3)),
+    }
+    for name, figure in figures.items():
+        assert ks_2samp(figure(together).numpy(), figure(apart).numpy()).pvalue > 0.005, name
