@@ -75,14 +75,19 @@ def monai_compose(size: int, masking: bool, seed: int) -> Compose:
     from kornia import color, enhance
 
     rng = np.random.RandomState(seed)
-    adjust = (enhance.adjust_brightness, enhance.adjust_contrast, enhance.adjust_saturation, enhance.adjust_hue)
+    adjust = (
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast,
+        enhance.adjust_saturation,
+        enhance.adjust_hue,
+    )
 
     def jitter(image: Tensor) -> Tensor:
         if rng.uniform() >= 0.8:
             return image
         brightness, contrast, saturation = rng.uniform(-0.8, 0.8, 3)
         hue = rng.uniform(-0.2, 0.2) * 2 * np.pi
-        factors = (brightness, 1 + contrast, 1 + saturation, hue)
+        factors = (1 + brightness, 1 + contrast, 1 + saturation, hue)
         for step in rng.permutation(len(adjust)):
             image = adjust[step](image, factors[step])
         return image.clamp(0, 1)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -25,9 +27,12 @@ from typing import Any
 import pytest
 import torch
 from monai.data import get_track_meta, set_track_meta
+from PIL import Image
+
+from conrec_monai.data import phantom_arrays
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = ("common", "embedding", "lars", "nt_xent", "views")
+SCRIPTS = ("common", "data", "embedding", "lars", "nt_xent", "step", "table", "views")
 
 
 def _scripts() -> dict[str, ModuleType]:
@@ -44,7 +49,9 @@ def _scripts() -> dict[str, ModuleType]:
 
 
 scripts = _scripts()
-common, lars, nt_xent, views = (scripts[name] for name in ("common", "lars", "nt_xent", "views"))
+common, data, lars, nt_xent, step, table, views = (
+    scripts[name] for name in ("common", "data", "lars", "nt_xent", "step", "table", "views")
+)
 
 
 def run(name: str, tmp_path: Path, *arguments: str) -> Any:
@@ -261,3 +268,115 @@ def test_embedding(tmp_path: Path) -> None:
         assert results["images_per_second"][name] == pytest.approx(60 / value["median"])
     assert list(results["share"]) == phases and all(0 < share < 1 for share in results["share"].values())
     assert_spread(results["one_by_one_over_embed"])
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_step(tmp_path: Path) -> None:
+    (result,) = run("step", tmp_path, "--cases", "32:8", "--batch", "4", "--workers", "0")
+    assert (result["size"], result["features"], result["batch"]) == (32, 8, 4)
+    names = ["conrec_monai", "bare", "convolutions", *(["plain"] if find_spec("kornia") else [])]
+    for name in names:
+        assert_spread(result[name]["seconds"])
+        assert result[name]["images_per_second"] == pytest.approx(4 / result[name]["seconds"]["median"])
+    assert_spread(result["conrec_monai_over_bare"])
+    assert ("plain" in names) == (result["plain_over_conrec_monai"] is not None)
+
+
+def test_the_floor_is_every_convolution_of_the_network() -> None:
+    """As many passes as there are convolutions, in the given arithmetic."""
+    network = step.build(8, 0)
+    expected = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    floor = step.convolutions(32, 8, 2, 0, False)
+    with torch.profiler.profile() as profile:
+        floor()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::conv2d"] == calls["aten::convolution_backward"] == expected == 22
+
+
+def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "LARGE", (640, 480))
+    monkeypatch.setattr(data, "measure_large", lambda *args: large(*args, pixels=(640, 480)))
+    for i, array in enumerate(phantom_arrays(8, 48)[0]):
+        (tmp_path / "photographs").mkdir(exist_ok=True)
+        Image.fromarray(array.transpose(1, 2, 0)).save(tmp_path / "photographs" / f"{i}.jpg")
+    arguments = ["--data", "photographs", "--size", "32", "--features", "8", "--batch", "4", "--workers", "1"]
+    monkeypatch.chdir(tmp_path)
+    decode, wait, sizes = run("data", tmp_path, *arguments)
+    assert decode["images"] == 8 and set(decode["images_per_second"]) == {"memory", "empty_cache", "full_cache"}
+    for found in wait["found"].values():
+        assert 0 < found["data_wait"] < 1 and found["images_per_second"] > 0
+    assert set(wait["found"]) == {"memory", "cache", "monai"}
+    assert sizes["pixels"] == [640, 480] and set(sizes["images_per_second"]) == {"full_1", "reduced_1"}
+
+
+large = data.measure_large
+
+
+def test_growth(tmp_path: Path) -> None:
+    """In a process of its own: it starts others. Known data give their exponent."""
+    pytest.importorskip("matplotlib")
+    few = {"images": "16 32", "side": "32 64", "features": "8 16", "batch": "4 8", "processes": "1 2"}
+    options = [text for name, values in few.items() for text in (f"--{name}", *values.split())]
+    output, plot = tmp_path / "growth.json", tmp_path / "growth.png"
+    program = (
+        "import growth\nif __name__ == '__main__':\n    growth.main("
+        + repr([*options, "--repeats", "1", "--output", str(output), "--plot", str(plot)])
+        + ")\n"
+        "    known = growth.fitted('side', {2: [12.0], 4: [48.0], 8: [192.0]})\n"
+        "    assert abs(known['exponent'] - 2) < 1e-9 and abs(known['factor'] - 3) < 1e-9, known\n"
+        "    assert known['largest_residual'] < 1e-9\n"
+    )
+    (tmp_path / "main.py").write_text(program)
+    subprocess.run(
+        [sys.executable, "main.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    results = json.loads(output.read_text())["results"]
+    assert [r["curve"] for r in results] == list(few)
+    for result in results:
+        assert list(result["seconds"]) == few[result["curve"]].split()
+        for spread in result["seconds"].values():
+            assert_spread(spread)
+    with Image.open(plot) as image:
+        assert min(image.size) > 300
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_judged_by_the_numbers() -> None:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "low": value - 0.01, "high": value + 0.01}
+
+    def case(features: int, over_bare: float, plain: float) -> dict[str, Any]:
+        ratios = {"conrec_monai_over_bare": spread(over_bare), "plain_over_conrec_monai": spread(plain)}
+        return {"size": 64, "features": features, "batch": 16, **ratios}
+
+    rows = table.targets({"step": {"results": [case(16, 1.25, 2.0), case(64, 1.11, 2.9)]}})
+    assert [row[-1] for row in rows] == ["yes", "**no**, 1.11", "**no**, 2.9"]
+    assert rows[1][2] == "1.11 (1.10-1.12)"
+    waits = {"memory": {"data_wait": 0.001}, "cache": {"data_wait": 0.03}}
+    rows = table.targets(
+        {
+            "views": {"results": [{"size": 64, "masking": True, "monai_over_conrec_monai": spread(5.0)}]},
+            "nt_xent": {"results": [{"views": 2048, "monai_over_conrec_monai": {"bytes": 20.0}}]},
+            "data": {"results": [{"section": "wait", "size": 224, "features": 16, "found": waits}]},
+        }
+    )
+    assert [row[-1] for row in rows] == ["yes", "**no**, 0.05", "**no**, 0.03"]
+
+
+def test_page(tmp_path: Path) -> None:
+    for name in ("lars", "embedding"):
+        path = tmp_path / f"{name}.json"
+        extra = ["--features", "8"] if name == "lars" else ["--images", "40", "--size", "32"]
+        scripts[name].main(["--repeats", "1", "--threads", "1", "--output", str(path), *extra])
+    table.main([str(tmp_path)])
+    text = (tmp_path / "tables.md").read_text()
+    assert "## LARS step" in text and "## Embedding" in text and "## Views" not in text and "## Targets" not in text
+    assert "| features 8 |" in text and "`python benchmarks/lars.py --repeats 1" in text
