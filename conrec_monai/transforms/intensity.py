@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -184,18 +185,18 @@ class RandColorJitter(BatchRandTransform):
             (adjust_saturation, column(params["saturation"], batch)),
             (adjust_hue, column(params["hue"], batch)),
         )
-        batch = batch.clone()
+        original = batch
         for place in range(4):
-            for step, (function, factors) in enumerate(steps):
-                batch = update_where(
-                    batch,
-                    params["jitter"] & (params["order"][:, place] == step),
-                    lambda x, chosen, function=function, factors=factors: function(  # type: ignore[misc]
-                        x, factors if len(x) == len(factors) else factors[on_device(chosen, x)]
-                    ).clamp_(0, 1),
-                    in_place=True,
-                )
+            now = np.where(params["jitter"], params["order"][:, place], -1)
+            for step in sorted({*now.tolist()} - {-1}):
+                adjust = partial(_adjusted, *steps[step])
+                batch = update_where(batch, now == step, adjust, in_place=batch is not original)
         return batch
+
+
+def _adjusted(function: Callable[[Tensor, Tensor], Tensor], factors: Tensor, x: Tensor, chosen: np.ndarray) -> Tensor:
+    """Samples adjusted by the factors at their indices, clipped."""
+    return function(x, factors if len(x) == len(factors) else factors[on_device(chosen, x)]).clamp_(0, 1)
 
 
 class RandGrayscale(BatchRandTransform):

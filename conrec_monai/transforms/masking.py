@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -209,13 +210,14 @@ class RandMasking(BatchRandTransform):
         return params
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
-        batch = batch.clone()
+        original = batch
         for i, masking in enumerate(self._maskings(batch.shape[1])):
-            own = params[type(masking).__name__]
-            batch = update_where(
-                batch,
-                params["masking"] == i,
-                lambda x, chosen, masking=masking, own=own: masking.apply(x, take(own, chosen)),  # type: ignore[misc]
-                in_place=True,
-            )
+            masked = partial(_masked, masking, params[type(masking).__name__])
+            batch = update_where(batch, params["masking"] == i, masked, in_place=batch is not original)
         return batch
+
+
+def _masked(masking: BatchRandTransform, params: Params, x: Tensor, chosen: np.ndarray) -> Tensor:
+    """Samples with a masking by the parameters at their indices."""
+    masked: Tensor = masking.apply(x, take(params, chosen))
+    return masked

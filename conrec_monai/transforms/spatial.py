@@ -25,25 +25,29 @@ __all__ = ["RandHorizontalFlip", "RandResizedCrop", "RandVerticalFlip", "RandZoo
 ATTEMPTS = 100  # to draw a large enough crop
 
 
-def _cubic_rows(batch: Tensor, start: Tensor, length: Tensor, out_size: int) -> Tensor:
+def _cubic_rows(batch: Tensor, start: np.ndarray, length: np.ndarray, out_size: int) -> Tensor:
     """Rows of images BCHW from start to start + length, resampled to BC[out_size]W by cubic convolution.
 
     As published: a = -0.75, no antialiasing, output row j at ``j * length / out_size`` of the window (its corner, not
     its center), taps outside the window repeat its border.
     """
-    position = torch.arange(out_size, device=start.device) * (length[:, None] / out_size)
-    taps = position.floor()[..., None] + torch.arange(-1, 3, device=start.device)
-    x = (position[..., None] - taps).abs()
-    weights = torch.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4))
-    taps = torch.minimum(taps.clamp_(min=0), length[:, None, None] - 1).add_(start[:, None, None]).long()
+    position = np.arange(out_size) * (length[:, None] / out_size)
+    taps = np.floor(position).astype(np.int64) + np.arange(-1, 3)[:, None, None]
+    x = np.abs(position - taps)
+    weights = np.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4))
+    taps = np.clip(taps, 0, length[:, None] - 1) + start[:, None]
     b, c, height, width = batch.shape
+    source = (np.arange(b * c) * height).reshape(b, c, 1) + taps[:, :, None]  # 4BC[out_size]: rows of all images
     rows = batch.reshape(b * c * height, width)
-    first = torch.arange(0, b * c * height, height, device=start.device).view(b, c, 1)
-    result = batch.new_zeros(b, c, out_size, width)
     taken = batch.new_empty(b * c * out_size, width)
-    for tap, weight in zip(taps.unbind(2), weights.unbind(2), strict=True):
-        torch.index_select(rows, 0, (first + tap[:, None]).flatten(), out=taken)
-        result.addcmul_(taken.view_as(result), weight[:, None, :, None])
+    result = batch.new_empty(b, c, out_size, width)
+    sources, factors = on_device(source, batch).flatten(1), on_device(weights[:, :, None, :, None], batch, batch.dtype)
+    for tap, (index, weight) in enumerate(zip(sources, factors, strict=True)):
+        torch.index_select(rows, 0, index, out=taken)
+        if tap:
+            result.addcmul_(taken.view_as(result), weight)
+        else:
+            torch.mul(taken.view_as(result), weight, out=result)
     return result
 
 
@@ -111,7 +115,7 @@ class RandResizedCrop(BatchRandTransform):
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
         """BCHW -> BC[size][size]."""
-        y, x, h, w = on_device(params["box"], batch, torch.float32).unbind(1)
+        y, x, h, w = np.asarray(params["box"]).T
         # the columns as rows of the transposed image: whole rows are copied many times as fast
         lying = _cubic_rows(batch, y, h, self.size).transpose(2, 3).contiguous()
         return _cubic_rows(lying, x, w, self.size).transpose(2, 3).clamp(0, 1).contiguous()

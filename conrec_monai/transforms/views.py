@@ -33,7 +33,7 @@ from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop
 
 __all__ = ["TwoViews", "TwoViewsd", "Views"]
 
-CACHE_BYTES = 2**21
+CACHE_BYTES = 3 * 2**19  # of views that a core treats at once
 
 
 class Views(NamedTuple):
