@@ -99,7 +99,13 @@ def views_table(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         for case in results
     ]
-    return table(("", *(f"{n}, ms a view" for n in names), *(f"{n} over ours" for n in names[1:])), rows)
+    found = table(("", *(f"{n}, ms a view" for n in names), *(f"{n} over ours" for n in names[1:])), rows)
+    masked = [case for case in results if "milliseconds_of_steps" in case]
+    if not masked:
+        return found
+    steps = list(masked[0]["milliseconds_of_steps"])
+    rows = [[f"{c['size']} px", *(f"{c['milliseconds_of_steps'][step]:.3f}" for step in steps)] for c in masked]
+    return f"{found}\nOurs, one view at a time:\n\n" + table(("", *(f"{step}, ms" for step in steps)), rows)
 
 
 def nt_xent_table(results: Sequence[Mapping[str, Any]]) -> str:

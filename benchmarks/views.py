@@ -36,6 +36,7 @@ each library has:
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -60,6 +61,7 @@ from monai.transforms import (
 from torch import Tensor
 
 from conrec_monai.transforms import TwoViews, Views, unit_float
+from conrec_monai.transforms.base import take
 
 Chain = Callable[[Tensor], Views]
 SIGMA = (0.1, 2.0)
@@ -174,6 +176,23 @@ def run_untracked(chain: Chain, images: Tensor) -> Views:
         set_track_meta(tracked)
 
 
+def steps(size: int, batch: int, repeats: int, seed: int) -> dict[str, float]:
+    """Milliseconds a view of each step of this library's chain, one view at a time."""
+    views = TwoViews(size).set_random_state(seed)
+    images = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    seconds: dict[str, float] = {}
+    for _ in range(repeats):
+        params = views.randomize(batch, images.shape[1:])
+        for place in range(2 * batch):
+            own = take(params, np.array([place]))
+            view = images[place % batch][None]
+            for name, step in {**views._steps(3), "mask": views.mask}.items():
+                start = time.perf_counter()
+                view = step.apply(view, own[name])
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+    return {name: 1e3 * total / (2 * batch * repeats) for name, total in seconds.items()}
+
+
 def measure(size: int, masking: bool, batch: int, repeats: int, seed: int) -> dict[str, Any]:
     """What the views of one size take."""
     images = torch.randint(256, (batch, 3, size, size), generator=torch.Generator().manual_seed(seed)).byte()
@@ -192,6 +211,8 @@ def measure(size: int, masking: bool, batch: int, repeats: int, seed: int) -> di
             "views_per_second": views / found["median"],
             "images_per_second": batch / found["median"],
         }
+    if masking:
+        result["milliseconds_of_steps"] = steps(size, batch, repeats, seed)
     for name in ("monai", "monai_untracked", "kornia"):
         result[f"{name}_over_conrec_monai"] = ratio(times, name, "conrec_monai") if name in times else None
     return result

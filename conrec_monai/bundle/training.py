@@ -309,20 +309,25 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
         settings["channels_last"] = channels_last_is_fast(device)
     if settings["compile"] is True and settings["gradient_checkpointing"]:
         raise ValueError("compile and gradient_checkpointing cannot both be True.")
-    if settings["compile"] is True:
-        _check_compiler(device)
-    elif settings["compile"] == "auto":
-        settings["compile"] = compilation_pays(device) and not settings["gradient_checkpointing"]
+    if settings["compile"] == "auto" and (settings["gradient_checkpointing"] or not compilation_pays(device)):
+        settings["compile"] = False
+    if settings["compile"]:
+        reason = _why_not_compiled(device)
+        if reason and settings["compile"] is True:
+            raise ValueError(f"compile True: torch.compile does not work on this machine: {reason}")
+        if reason:
+            logging.getLogger("conrec_monai").warning(f"torch.compile does not work on this machine: {reason}")
+        settings["compile"] = not reason
     return settings
 
 
-def _check_compiler(device: torch.device) -> None:
+def _why_not_compiled(device: torch.device) -> str | None:
     """Compiles something small: whether that works is known only then."""
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:  # whatever the compiler behind it raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"compile True: torch.compile does not work on this machine: {reason}") from None
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
 
 
 def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:

@@ -218,7 +218,7 @@ class RandGrayscale(BatchRandTransform):
         return {"gray": self.R.uniform(size=n) < self.prob}
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
-        return update_where(batch, params["gray"], lambda x, _: grayscale(x))
+        return update_where(batch, params["gray"], lambda x, _: grayscale(x)).contiguous()
 
 
 class RandGaussianBlur(BatchRandTransform):

@@ -137,8 +137,8 @@ def test_auto_is_decided_for_the_machine(settings: dict[str, Any], monkeypatch: 
     ):
         for answer in (True, False):
             monkeypatch.setattr(f"conrec_monai.bundle.training.{function}", lambda device, answer=answer: answer)
+            monkeypatch.setattr("conrec_monai.bundle.training._why_not_compiled", lambda device: None)
             assert training_settings(**settings)[name] is answer
-            monkeypatch.setattr("conrec_monai.bundle.training._check_compiler", lambda device: None)
             for given in (True, False):
                 assert training_settings(**{**settings, name: given})[name] is given
     # what recomputes its levels is not compiled, unless asked for
@@ -155,6 +155,8 @@ def test_machine_that_cannot_compile(settings: dict[str, Any], monkeypatch: pyte
     monkeypatch.setattr("torch.compile", fail)
     with pytest.raises(ValueError, match=r"^compile True: torch\.compile does not work on this machine: no C\+\+ comp"):
         training_settings(**{**settings, "compile": True})
+    monkeypatch.setattr("conrec_monai.bundle.training.compilation_pays", lambda device: True)
+    assert training_settings(**settings)["compile"] is False  # auto goes on without
 
 
 def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
