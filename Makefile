@@ -78,10 +78,11 @@ report: $(VENV)/installed
 # docs/results/throughput: all benchmarks, some 30 minutes on 2 quiet cores; that of the data where DATA holds aptos2019.
 BENCH = $(BIN)/python -W ignore benchmarks
 bench: RESULTS ?= docs/results/throughput
-bench: THREADS ?= $(shell nproc)
+bench: THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 bench: $(VENV)/installed
 	mkdir -p $(RESULTS)
 	$(BENCH)/step.py --threads $(THREADS) --output $(RESULTS)/step.json
+	$(BENCH)/options.py --threads $(THREADS) --output $(RESULTS)/options.json
 	$(BENCH)/views.py --output $(RESULTS)/views.json
 	$(BENCH)/nt_xent.py --threads $(THREADS) --output $(RESULTS)/nt_xent.json
 	$(BENCH)/lars.py --threads $(THREADS) --output $(RESULTS)/lars.json

@@ -53,9 +53,10 @@ Step = Callable[[], object]
 CASES = ((64, 16), (64, 64), (224, 64))  # image size, features of the first level
 
 
-def build(features: int, seed: int) -> ConRecUNet:
+def build(features: int, seed: int, gradient_checkpointing: bool = False) -> ConRecUNet:
     torch.manual_seed(seed)
-    return ConRecUNet(features=[features, 2 * features, 4 * features, 8 * features])
+    levels = [features, 2 * features, 4 * features, 8 * features]
+    return ConRecUNet(features=levels, gradient_checkpointing=gradient_checkpointing)
 
 
 def make_trainer(
@@ -121,7 +122,10 @@ def plain_step(images: Tensor, size: int, features: int, batch: int, seed: int, 
 
 def bare_step(size: int, features: int, batch: int, seed: int, amp: bool) -> Step:
     """Forward and backward pass of the network."""
-    network = build(features, seed).to(memory_format=torch.channels_last).train()
+    return step_of(build(features, seed).to(memory_format=torch.channels_last).train(), size, batch, amp)
+
+
+def step_of(network: nn.Module, size: int, batch: int, amp: bool) -> Step:
     inputs = torch.rand(2 * batch, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     def step() -> None:

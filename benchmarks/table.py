@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = ("step", "views", "nt_xent", "lars", "embedding", "data", "growth", "gpu")
+NAMES = ("step", "options", "views", "nt_xent", "lars", "embedding", "data", "growth", "gpu")
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -87,6 +87,22 @@ def step_table(results: Sequence[Mapping[str, Any]]) -> str:
         place = f"{case['size']} px, features {case['features']}, {kind}"
         rows.append([place, *rates, *(times(case[name]) for name in ratios)])
     return table(header, rows)
+
+
+def options_table(results: Mapping[str, Any]) -> str:
+    over = {name: times(results[f"{name}_over_eager"]) for name in ("compiled", "recomputed")}
+    kept = results["kept_bytes"]
+    rows = [
+        [
+            name,
+            f"{1e3 * seconds['median']:.1f}",
+            over.get(name, "1"),
+            f"{kept[name] / 2**20:.1f}" if name in kept else "-",
+        ]
+        for name, seconds in results["seconds"].items()
+    ]
+    found = f"\nThe first compiled step takes {results['first_compiled_step']:.0f} s.\n"
+    return table(("", "bare step, ms", "over eager", "kept for the backward pass, MiB"), rows) + found
 
 
 def views_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -180,6 +196,7 @@ def growth_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "step": ("Training step", step_table),
+    "options": ("Compilation and gradient checkpointing", options_table),
     "views": ("Views", views_table),
     "nt_xent": ("NT-Xent loss", nt_xent_table),
     "lars": ("LARS step", lars_table),

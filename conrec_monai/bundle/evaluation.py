@@ -463,7 +463,7 @@ def _load(checkpoint: Any, densenet: Any) -> list[dict[str, Any]]:
                     "checkpoint": str(path),
                     "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
                     "trained_with_labels": content["kind"] == "EncoderClassifier",
-                    "pretraining": {k: v for k, v in pretraining.items() if k != "image_hashes"} or None,
+                    "pretraining": _without_images(pretraining) or None,
                 },
             }
         )
@@ -710,6 +710,11 @@ def _patient_statements(train: Datalist, train_path: Any, test: Datalist | None,
     if not unknown:
         return ["A patient who is in both data sets is not recognized."]
     return [f"Patients are not known in {' and '.join(unknown)}: a patient who is in both data sets is not recognized."]
+
+
+def _without_images(pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the hashes of images, which are called "images" in files of earlier releases, and others then."""
+    return {name: value for name, value in pretraining.items() if not isinstance(value, torch.Tensor)}
 
 
 def _pretraining_statements(

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from conrec_monai.data import CachedImages, Datalist, load_datalist, write_manifest
@@ -34,6 +33,7 @@ from conrec_monai.networks.utils import check_weights, read_checkpoint
 from conrec_monai.optimizers import OPTIMIZERS, SCHEDULES, default_learning_rate
 from conrec_monai.transforms import TwoViews
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
+from conrec_monai.utils import rank, world_size
 
 __all__ = [
     "check_output_dir",
@@ -179,7 +179,7 @@ def decode(output_dir: str | os.PathLike, dataset: CachedImages, *others: Cached
     chosen = list({id(images): images for images in (dataset, *others)}.values())
     for images in chosen:
         images.load()
-    if _processes() > 1 and dist.get_rank():
+    if rank():
         return
     for name in ("skipped", "unsure"):
         entries = list({tuple(entry.items()): entry for images in chosen for entry in getattr(images, name)}.values())
@@ -370,7 +370,7 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
                 f"batch_size {settings['batch_size']} is larger than the {what}: {len(part)} images in"
                 f" {settings['dataset_dir']}."
             )
-    processes = _processes()
+    processes = world_size()
     if settings["batch_size"] % processes or settings["batch_size"] < 2 * processes:
         raise ValueError(
             f"batch_size, of all {processes} processes together, must be a multiple of {processes} and at least"
@@ -402,10 +402,6 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         counts = Counter(item["label"] for item in datalist)
         names = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(datalist.info.class_names[:20]))
         logging.getLogger("conrec_monai").info(f"{len(datalist.info.class_names)} classes by folder: {names}")
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _check_goes_on(path: Path, settings: Mapping[str, Any], data: Datalist | None) -> None:

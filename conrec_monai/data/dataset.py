@@ -17,6 +17,7 @@ import operator
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ from .layouts import shown, some
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
 RESIZES = ("squash", "pad", "crop")
+REVISION = 1  # of what is done to an image here and in NormalizeFieldOfView: a cache of another one is not used
 _T = TypeVar("_T")
 
 
@@ -55,7 +57,8 @@ class CachedImages(Dataset):
 
     With a `cache_dir` the images are decoded into an `ImageCache` there, once for all runs and processes, and mapped
     into memory: one copy for all processes, of no more than what is used where memory is short. A photograph that is
-    added later is decoded alone. Every file is still read, to tell by its content whether it is the same one.
+    added later is decoded alone. Every file is still read, to tell by its content whether it is the same one. (Worker
+    processes of a `DataLoader` that are spawned, not forked, would each get a copy; batches need none.)
 
     With `on_error="skip"`, `load` removes the images that cannot be read from `data`, `labels`, `ids`, `groups` and
     `images` alike: call it before anything takes the length of the dataset.
@@ -152,22 +155,17 @@ class CachedImages(Dataset):
         """
         if self._images is not None:
             return self
-        if self.cache_dir is None:
-            self._load(None)
-        else:
-            decoding = {"resize": self.resize, "field_of_view": self.field_of_view}
-            with ImageCache(self.cache_dir, (self.channels, self.size, self.size), decoding) as cache:
-                self._load(cache)
-        return self
-
-    def _load(self, cache: ImageCache | None) -> None:
+        cache = None
+        if self.cache_dir is not None:
+            decoding = {"revision": REVISION, "resize": self.resize, "field_of_view": self.field_of_view}
+            cache = ImageCache(self.cache_dir, (self.channels, self.size, self.size), decoding)
         images = self._memory() if cache is None else None
         places = torch.arange(len(self))
         hashes = torch.zeros(len(self), dtype=torch.int64)
         unsure: dict[int, str] = {}
         normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
 
-        def fill(index: int) -> str | None:
+        def fill(index: int, decode: bool) -> str | None:
             image, frame = self.data[index]["image"], self.data[index].get("frame")
             in_memory = isinstance(image, np.ndarray)
             try:
@@ -179,6 +177,9 @@ class CachedImages(Dataset):
                 known = None if cache is None else cache.find(digest)
                 if known is not None:
                     places[index], reason = known
+                elif not decode:
+                    missing.append(index)
+                    return None
                 else:
                     array = image
                     if not in_memory:
@@ -187,7 +188,8 @@ class CachedImages(Dataset):
                     if normalize:
                         array, found = normalize(array)
                         reason = found.reason or ""
-                    if not in_memory and _state(image) != before:
+                    # another state may be one of the file's name or rights alone
+                    if not in_memory and _state(image) != before and _content_digest(image, frame) != digest:
                         raise ValueError(f"cannot read image {shown(image)}: it was changed meanwhile")
             except (ValueError, OSError) as error:
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
@@ -201,13 +203,25 @@ class CachedImages(Dataset):
                     images[index] = fitted
             return None
 
-        pool = ThreadPoolExecutor(self.num_workers)
-        try:
-            done = pool.map(fill, range(len(self)))
-            bar = progress_bar(done, self.progress, desc="Loading images", total=len(self), unit="image")
-            failures = {index: failure for index, failure in enumerate(bar) if failure}
-        finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
+        def fill_all(indices: Sequence[int], decode: bool) -> dict[int, str]:
+            pool = ThreadPoolExecutor(self.num_workers)
+            try:
+                done = pool.map(fill, indices, repeat(decode))
+                bar = progress_bar(done, self.progress, desc="Loading images", total=len(indices), unit="image")
+                return {index: failure for index, failure in zip(indices, bar, strict=True) if failure}
+            finally:
+                pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
+
+        missing: list[int] = []
+        everything = range(len(self))
+        if cache is None:
+            failures = fill_all(everything, True)
+        else:
+            failures = fill_all(everything, False) if len(cache) else {}
+            wanted = sorted(missing) if len(cache) else everything
+            if len(wanted):
+                with cache:  # in which another process may have added some of them
+                    failures |= fill_all(wanted, True)
         if failures and (self.on_error == "raise" or len(failures) == len(self)):
             first = "; ".join(list(failures.values())[:5])
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
@@ -225,11 +239,12 @@ class CachedImages(Dataset):
         if images is None:
             assert cache is not None
             self._images, self._places = cache.images(), places
-            return
+            return self
         if failures:
             for new, old in enumerate(places):  # in place: the images may fill most of the memory
                 images[new] = images[old]
         self._images = images[: len(self)]
+        return self
 
     def _memory(self) -> torch.Tensor:
         try:

@@ -22,6 +22,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,8 @@ __all__ = ["DIGEST_BYTES", "ImageCache"]
 DIGEST_BYTES = 32
 LAYOUT = 1
 # Packages that decode and resample: another version of one may give other pixels.
-DECODERS = ("pillow", "torch", "nibabel", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+PYLIBJPEG = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+DECODERS = ("pillow", "torch", "numpy", "scipy", "nibabel", "pydicom", *PYLIBJPEG)
 _ENTRY = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("note", "S220"), ("check", "<u4")])
 
 
@@ -53,8 +55,9 @@ class ImageCache:
     An entry holds a checksum of itself and of the image: one that is torn, by a crash or a full disk, counts as absent
     and is written anew. Delete the folder to free its space.
 
-    Use it as a context, in which the process has the cache for itself: another one waits until it is done, and then
-    finds what was added. What :meth:`images` returned stays valid for ever.
+    Looking up needs no more than the object. To add, use it as a context, in which the process has the cache for
+    itself: another one waits until it is done, and then finds what was added. What :meth:`images` returned stays valid
+    for ever.
 
     Args:
         folder: is made where it does not exist.
@@ -76,6 +79,19 @@ class ImageCache:
         self.images_path, self.index_path = self.folder / f"{stem}.images", self.folder / f"{stem}.index"
         self._lock = FileLock(self.folder / f"{stem}.lock")
         self._writing = threading.Lock()
+        self._read()
+
+    def __len__(self) -> int:
+        """Entries, torn ones included."""
+        return self._next
+
+    def _read(self) -> None:
+        """What is there now. Entries that were cut off, or whose image was, are not: their places are taken again."""
+        found = [path.stat().st_size if path.is_file() else 0 for path in (self.images_path, self.index_path)]
+        self._next = min(found[0] // self.size, found[1] // _ENTRY.itemsize)
+        self._index = np.fromfile(self.index_path, _ENTRY, self._next) if self._next else np.empty(0, _ENTRY)
+        self._slots = {entry["digest"].tobytes(): slot for slot, entry in enumerate(self._index)}
+        self._mapped = _map(self.images_path, self._next, self.size)
 
     def __enter__(self) -> ImageCache:
         try:
@@ -85,26 +101,18 @@ class ImageCache:
             self._lock.acquire()
         except NotImplementedError:
             raise OSError(errno.ENOLCK, "its file system has no locks, use another", str(self.folder)) from None
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._lock.release)
             for path in (self.images_path, self.index_path):
                 path.touch()
-            self._index = np.fromfile(self.index_path, _ENTRY, self.index_path.stat().st_size // _ENTRY.itemsize)
-            self._images_file = self.images_path.open("r+b", buffering=0)
-            self._index_file = self.index_path.open("r+b", buffering=0)
-            # Entries that were cut off, or whose image was: their places are taken again.
-            whole = self.images_path.stat().st_size // self.size
-            self._next = min(len(self._index), whole)
-            self._slots = {entry["digest"].tobytes(): slot for slot, entry in enumerate(self._index[: self._next])}
-            self._mapped = _map(self.images_path, whole, self.size)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._images_file = stack.enter_context(self.images_path.open("r+b", buffering=0))
+            self._index_file = stack.enter_context(self.index_path.open("r+b", buffering=0))
+            self._read()
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._images_file.close()
-        self._index_file.close()
-        self._lock.release()
+        self._opened.close()
 
     def find(self, digest: bytes) -> tuple[int, str] | None:
         """The place of an image, and its note; None when it is absent or torn."""

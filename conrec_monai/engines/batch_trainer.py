@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from conrec_monai.utils import rank, world_size
+
 __all__ = [
     "BatchTrainer",
     "bfloat16_is_fast",
     "channels_last_is_fast",
     "check_unit_range",
     "compilation_pays",
-    "rank",
-    "world_size",
 ]
 
 
@@ -52,22 +52,14 @@ def channels_last_is_fast(device: torch.device) -> bool:
 
 
 def compilation_pays(device: torch.device) -> bool:
-    """Whether :func:`torch.compile` makes a step faster: on NVIDIA cards that Triton, where it is installed, takes. On
-    the CPU the compiled bfloat16 step is the slower one (docs/results/throughput)."""
+    """Whether :func:`torch.compile` is expected to make a step faster: on NVIDIA cards that Triton, where it is
+    installed, takes; not on the CPU (docs/results/throughput)."""
     return (
         device.type == "cuda"
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (7, 0)
         and find_spec("triton") is not None
     )
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def check_unit_range(images: Tensor) -> None:
@@ -91,7 +83,7 @@ class BatchTrainer(Trainer):
     """What the trainers of whole batches share: memory format, bfloat16, compilation, metrics that stay on the device
     until the end of the epoch, and a state from which a run goes on.
 
-    Within an epoch the host never waits for the device.
+    Within an epoch the host never waits for the device, unless the loss function or batch norm that is synchronized do.
 
     A subclass has an ``_iteration`` and a ``_count``, and says in :attr:`random_state` what all randomness of its
     iterations comes from.
@@ -109,14 +101,15 @@ class BatchTrainer(Trainer):
         inferer: how the network is called; :class:`monai.inferers.SimpleInferer` by default.
         channels_last: whether network and images are in channels-last memory format; None where the device is faster
             so.
-        compile: whether the network is compiled by :func:`torch.compile`; None where that pays.
+        compile: whether the network is compiled by :func:`torch.compile`, which takes minutes first.
 
     In several processes ``network`` is a DistributedDataParallel, made from a module in its final memory format (that
     of ``channels_last``), each process loads its part of every batch (``EpochBatchSampler(..., rank, num_replicas)``),
     and all have the same random state, from which each takes its part of what one process would draw.
 
     Raises:
-        ValueError: when a DistributedDataParallel was made of a module in another memory format.
+        ValueError: when a DistributedDataParallel was made of a module in another memory format, or a network that
+            recomputes its levels (``gradient_checkpointing``) is to be compiled.
 
     Attributes:
         parts: names of the metrics of an epoch.
@@ -139,7 +132,7 @@ class BatchTrainer(Trainer):
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
         channels_last: bool | None = None,
-        compile: bool | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             device=device,
@@ -155,7 +148,9 @@ class BatchTrainer(Trainer):
         if isinstance(network, DistributedDataParallel):
             _check_memory_format(network, self.memory_format)
         network = network.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if compilation_pays(self.device) if compile is None else compile:
+        if compile:
+            if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
+                raise ValueError("a network with gradient_checkpointing cannot be compiled.")
             network = torch.compile(network)  # type: ignore[assignment]
         self.network = network
         self.optimizer = optimizer
@@ -207,10 +202,10 @@ class BatchTrainer(Trainer):
         if self._arriving is None:
             on_cuda = self.device.type == "cuda"
             totals = torch.empty_like(self._totals, device="cpu", pin_memory=on_cuda)
-            totals.copy_(self._totals, non_blocking=True)
+            totals.copy_(self._totals, non_blocking=on_cuda)
             event = torch.cuda.Event() if on_cuda else None
             if event is not None:
-                event.record()
+                event.record(torch.cuda.current_stream(self.device))
             self._arriving = (totals, self._counted, event)
         return self._recent
 

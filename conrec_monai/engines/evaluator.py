@@ -23,10 +23,11 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from conrec_monai.engines.batch_trainer import bfloat16_is_fast, channels_last_is_fast, world_size
+from conrec_monai.engines.batch_trainer import bfloat16_is_fast, channels_last_is_fast
 from conrec_monai.engines.trainer import PARTS
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
+from conrec_monai.utils import world_size
 
 __all__ = ["ConRecEvaluator"]
 

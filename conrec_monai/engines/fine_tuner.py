@@ -24,8 +24,9 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range, rank, world_size
+from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range
 from conrec_monai.transforms import BatchRandTransform, unit_float
+from conrec_monai.utils import rank, world_size
 
 __all__ = ["FineTuner"]
 
@@ -86,7 +87,7 @@ class FineTuner(BatchTrainer):
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
         channels_last: bool | None = None,
-        compile: bool | None = None,
+        compile: bool = False,
     ) -> None:
         self.R = np.random.RandomState(seed)
         self.augmentation = augmentation

@@ -23,9 +23,10 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range, rank, world_size
+from conrec_monai.engines.batch_trainer import BatchTrainer, check_unit_range
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
+from conrec_monai.utils import rank, world_size
 
 __all__ = ["ConRecTrainer"]
 
@@ -86,7 +87,7 @@ class ConRecTrainer(BatchTrainer):
         train_handlers: Sequence | None = None,
         inferer: Inferer | None = None,
         channels_last: bool | None = None,
-        compile: bool | None = None,
+        compile: bool = False,
     ) -> None:
         self.views = views
         super().__init__(

@@ -30,17 +30,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.networks.utils import load_weights, read_checkpoint, save_checkpoint
+from conrec_monai.utils import rank, world_size
 
 __all__ = ["CHECKPOINT", "ENCODER", "RunCheckpoint", "check_resume", "data_fingerprint"]
 
 CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder.pt"
-# Settings that may change when a run goes on: the numbers it computes do not depend on them.
+# Settings that may change when a run goes on: the numbers it computes do not depend on them, or by rounding alone.
 FREE_SETTINGS = {
     "dataset_dir",
     "output_dir",
     "num_workers",
     "cache_dir",
+    "channels_last",
+    "compile",
     "gradient_checkpointing",
     "encoder_half",
     "probe_dir",
@@ -91,14 +94,6 @@ def check_resume(
     if data is not None and content["training"].get("data") not in (None, data_fingerprint(data)):
         raise ValueError(f"the run cannot go on from {path}: its images were others than the {len(data)} of this run.")
     return content
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _is_first() -> bool:
-    return not _several_processes() or dist.get_rank() == 0
 
 
 class RunCheckpoint:
@@ -180,7 +175,7 @@ class RunCheckpoint:
                 self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
         if self.max_minutes is not None:
             self._end = time.monotonic() + 60 * self.max_minutes
-        if threading.current_thread() is threading.main_thread() and not _several_processes():
+        if threading.current_thread() is threading.main_thread() and world_size() == 1:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):  # now: behind those of all other handlers
@@ -197,16 +192,16 @@ class RunCheckpoint:
     def _stop_if_interrupted(self, engine: Engine) -> None:
         # After the last iteration of an epoch its metrics are still to come: the epoch is completed first.
         # Several processes agree on the time at the end of an epoch alone.
-        stop = self._signal is not None or not _several_processes() and self._time_is_up()
+        stop = self._signal is not None or world_size() == 1 and self._time_is_up()
         if stop and engine.state.iteration % engine.state.epoch_length:
             self.save(engine)
 
     def _time_is_up(self) -> bool:
         """Whether it is in any of the processes."""
         late = time.monotonic() >= self._end
-        if self.max_minutes is None or not _several_processes():
+        if self.max_minutes is None or world_size() == 1:
             return late
-        everyone = [late] * dist.get_world_size()
+        everyone = [late] * world_size()
         dist.all_gather_object(everyone, late)
         return any(everyone)
 
@@ -234,7 +229,7 @@ class RunCheckpoint:
         stopped = self._time_is_up() and unfinished and self._signal is None
         if stopped:
             engine.terminate()
-        if not _is_first():
+        if rank():
             return
         pretraining = self._pretraining(engine)
         save_checkpoint(path, self.network, self.preprocessing, training=training, pretraining=pretraining)
@@ -253,7 +248,7 @@ class RunCheckpoint:
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signals()
-        if not _is_first():
+        if rank():
             return
         path = self.output_dir / ENCODER
         save_checkpoint(

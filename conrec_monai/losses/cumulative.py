@@ -36,7 +36,8 @@ class CumulativeBCELoss(_Loss):
             A scalar in float32.
 
         Raises:
-            ValueError: for shapes that do not match, grades that are no integers or out of range.
+            ValueError: for shapes that do not match, grades that are no integers or, on the CPU, out of range.
+                Elsewhere that check would wait for the device; too high a grade counts as the highest there.
         """
         if logits.ndim != 2 or grades.shape != logits.shape[:1] or not len(grades):
             raise ValueError(
@@ -44,9 +45,10 @@ class CumulativeBCELoss(_Loss):
             )
         if grades.is_floating_point() or grades.is_complex() or grades.dtype == torch.bool:
             raise ValueError(f"grades must be integers, got {grades.dtype}.")
-        low, high = (int(value) for value in torch.stack(grades.aminmax()).tolist())
-        if low < 0 or high >= logits.shape[1]:
-            raise ValueError(f"grades must be in 0..{logits.shape[1] - 1}, found {low} to {high}.")
+        if grades.device.type == "cpu":
+            low, high = (int(value) for value in torch.stack(grades.aminmax()).tolist())
+            if low < 0 or high >= logits.shape[1]:
+                raise ValueError(f"grades must be in 0..{logits.shape[1] - 1}, found {low} to {high}.")
         labels = grades[:, None] >= torch.arange(logits.shape[1], device=grades.device)
         with torch.autocast(logits.device.type, enabled=False):
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

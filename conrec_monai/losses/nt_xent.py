@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
+from conrec_monai.utils import rank, world_size
+
 __all__ = ["NTXentLoss", "nt_xent_logits"]
 
 
@@ -27,7 +29,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -35,11 +37,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return gradient.chunk(world_size())[rank()]
 
 
 def nt_xent_logits(input: Tensor, target: Tensor, temperature: float, gather: bool = False) -> Tensor:
@@ -64,9 +62,9 @@ def nt_xent_logits(input: Tensor, target: Tensor, temperature: float, gather: bo
         )
     with torch.autocast(input.device.type, enabled=False):
         embeddings = F.normalize(torch.cat([input, target]).float(), dim=1)
-        gather = gather and _distributed()
+        gather = gather and world_size() > 1
         logits = embeddings @ (_Gather.apply(embeddings) if gather else embeddings).T / temperature
-        logits.diagonal(len(embeddings) * dist.get_rank() if gather else 0).fill_(float("-inf"))
+        logits.diagonal(len(embeddings) * rank() if gather else 0).fill_(float("-inf"))
     return logits
 
 
@@ -118,6 +116,6 @@ class NTXentLoss(_Loss):
         if batch < 2:
             raise ValueError(f"the loss needs at least 2 images in a batch (negatives), got {batch}.")
         positives = torch.arange(2 * batch, device=logits.device).roll(batch)
-        if self.gather and _distributed():
-            positives += 2 * batch * dist.get_rank()
+        if self.gather and world_size() > 1:
+            positives += 2 * batch * rank()
         return F.cross_entropy(logits, positives)

@@ -26,7 +26,8 @@ class LARS(Optimizer):
 
     For a weight w with gradient g: ``g += weight_decay * w``; ``ratio = trust_coefficient * |w| / |g|`` (1 where either
     norm is 0); ``v = momentum * v + lr * ratio * g``; ``w -= v`` (Nesterov: ``w -= momentum * v + lr * ratio * g``).
-    All parameters of a group are updated by multi-tensor operations, without host-device synchronization.
+    All parameters of a group are updated by multi-tensor operations, without host-device synchronization. (The scaled
+    addition, whose factor differs from layer to layer, is one kernel for each parameter on CUDA.)
 
     Source: You et al., "Large Batch Training of Convolutional Networks", arXiv 1708.03888; constants of arXiv
     2104.04323.

@@ -37,14 +37,14 @@ def _cubic_rows(batch: Tensor, start: np.ndarray, length: np.ndarray, out_size: 
     weights = np.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4))
     taps = np.clip(taps, 0, length[:, None] - 1) + start[:, None]
     b, c, height, width = batch.shape
-    source = (np.arange(b * c) * height).reshape(b, c, 1) + taps[:, :, None]  # 4BC[out_size]: rows of all images
     rows = batch.reshape(b * c * height, width)
+    first = torch.arange(0, b * c * height, height, device=batch.device).view(b, c, 1)
     taken = batch.new_empty(b * c * out_size, width)
     result = batch.new_empty(b, c, out_size, width)
-    sources, factors = on_device(source, batch).flatten(1), on_device(weights[:, :, None, :, None], batch, batch.dtype)
-    for tap, (index, weight) in enumerate(zip(sources, factors, strict=True)):
-        torch.index_select(rows, 0, index, out=taken)
-        if tap:
+    factors = on_device(weights[:, :, None, :, None], batch, batch.dtype)
+    for number, (tap, weight) in enumerate(zip(on_device(taps[:, :, None], batch), factors, strict=True)):
+        torch.index_select(rows, 0, (first + tap).flatten(), out=taken)
+        if number:
             result.addcmul_(taken.view_as(result), weight)
         else:
             torch.mul(taken.view_as(result), weight, out=result)

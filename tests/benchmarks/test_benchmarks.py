@@ -32,7 +32,7 @@ from PIL import Image
 from conrec_monai.data import phantom_arrays
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = ("common", "data", "embedding", "lars", "nt_xent", "step", "table", "views")
+SCRIPTS = ("common", "data", "embedding", "lars", "nt_xent", "options", "step", "table", "views")
 
 
 def _scripts() -> dict[str, ModuleType]:
@@ -293,6 +293,15 @@ def test_the_floor_is_every_convolution_of_the_network() -> None:
         floor()
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["aten::conv2d"] == calls["aten::convolution_backward"] == expected == 22
+
+
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)  # tests/engines compiles
+    result = run("options", tmp_path, "--size", "32", "--features", "8", "--batch", "2")
+    for name in ("eager", "compiled", "recomputed"):
+        assert_spread(result["seconds"][name])
+    assert 0 < result["kept_bytes"]["recomputed"] < 0.6 * result["kept_bytes"]["eager"]
+    assert_spread(result["recomputed_over_eager"])
 
 
 def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

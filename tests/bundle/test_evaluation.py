@@ -356,6 +356,8 @@ def test_pretraining_is_stated(tmp_path: Path, few: dict[str, Any]) -> None:
     assert "a checkpoint of epoch 2 of 4: the training was not finished." in text
     text, _ = statements(image_hashes=hashes[:0], epoch=0, settings={"max_epochs": 4})
     assert "saved before the first of its 4 epochs ended: it is as good as untrained" in text
+    text, model = statements(images=hashes[:30].unique(), epoch=4, settings={"max_epochs": 4})  # of an earlier release
+    assert "does not say which images it was pretrained on" in text and model["transductive"] is None
     classifier = EncoderClassifier(network, 5)
     save_checkpoint(tmp_path / "encoder.pt", classifier, PREPROCESSING, pretraining={"image_hashes": hashes})
     result = evaluate_checkpoints(tmp_path / "encoder.pt", PHANTOM, tmp_path, n_folds=2, **few)

@@ -101,3 +101,8 @@ def test_compiled_trains_as_eager(images: CachedImages) -> None:
     torch.testing.assert_close(fast[:2, 1], plain[:2, 1], rtol=2e-3, atol=0)
     torch.testing.assert_close(fast[0], plain[0], rtol=1e-2, atol=0)
     torch.testing.assert_close(fast.mean(0), plain.mean(0), rtol=0.05, atol=0)
+
+
+def test_what_recomputes_is_not_compiled(images: CachedImages) -> None:
+    with pytest.raises(ValueError, match="^a network with gradient_checkpointing cannot be compiled"):
+        curve(images, 5, checkpointing=True, compile=True)

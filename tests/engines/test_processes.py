@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from conrec_monai.transforms import TwoViews
 WORLD, BATCH, STEPS = 2, 8, 3
 
 
-def train(network: ConRecUNet, rank: int = 0, world: int = 1) -> dict[str, Any]:
+def train(network: ConRecUNet, rank: int = 0, world: int = 1, compile: bool = False) -> dict[str, Any]:
     """Losses and gradients of a few iterations, and where they lead; pooling, views and losses alone in float32."""
     network = network.double().to(memory_format=torch.channels_last)
     network.projection.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
@@ -54,6 +55,7 @@ def train(network: ConRecUNet, rank: int = 0, world: int = 1) -> dict[str, Any]:
         TwoViews(32).set_random_state(2),
         amp=False,
         inferer=lambda x, network: network(x.double()),
+        compile=compile,
     )
     losses: list[torch.Tensor] = []
     gradients: list[torch.Tensor] = []
@@ -95,6 +97,8 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     torch.save(train(build(), rank, WORLD), f"{folder}/{rank}.pt")
+    torch.compile = partial(torch.compile, backend="aot_eager")  # all of it but the code that a compiler writes
+    torch.save(train(build(), rank, WORLD, compile=True), f"{folder}/compiled_{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -102,8 +106,12 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     """The same views of the same images, negatives and batch statistics of all, gradients averaged."""
     mp.spawn(work, (str(tmp_path),), WORLD)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
     whole = train(build())
+    for name in ("", "compiled_"):
+        check([torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(WORLD)], whole)
+
+
+def check(parts: list[dict[str, Any]], whole: dict[str, Any]) -> None:
     losses = torch.stack([part["losses"] for part in parts]).mean(0)
     torch.testing.assert_close(losses, whole["losses"], rtol=1e-6, atol=0)  # a float32 sum in another order
     scale = whole["gradients"].abs().max().item()

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from conrec_monai.utils import world_size
+
 __all__ = ["SyncBatchNorm", "synchronize_batch_norm"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -51,8 +53,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected an input of shape B[C] or BC[H][W], got {tuple(input.shape)}.")
 
     def forward(self, input: Tensor) -> Tensor:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not (several and self.training):
+        if world_size() == 1 or not self.training:
             return super().forward(input)
         self._check_input_dim(input)
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
@@ -85,8 +86,9 @@ class SyncBatchNorm(_BatchNorm):
 def synchronize_batch_norm(network: _Module, device: torch.device | str) -> _Module:
     """Replaces every batch norm inside a network, in place, by one over the batches of all processes.
 
-    On CUDA by :class:`torch.nn.SyncBatchNorm`, elsewhere by :class:`SyncBatchNorm`; parameters, and their names in a
-    checkpoint, stay as they are. To be called before the network becomes a DistributedDataParallel.
+    On CUDA by :class:`torch.nn.SyncBatchNorm` (whose forward pass waits for the device), elsewhere by
+    :class:`SyncBatchNorm`; parameters, and their names in a checkpoint, stay as they are. To be called before the
+    network becomes a DistributedDataParallel.
 
     Args:
         network: is no batch norm itself.
