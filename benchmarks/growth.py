@@ -159,6 +159,8 @@ def plot(results: Sequence[Mapping[str, Any]], path: str) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = middle.min(), middle.max()
         ticks = [t for e in range(-6, 4) for t in np.array([1, 2, 3, 5, 7]) * 10.0**e if 0.8 * low <= t <= 1.25 * high]
+        if len(ticks) < 3:
+            ticks = [float(f"{t:.2g}") for t in np.geomspace(low, high, 3)]
         axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_xlabel(LABELS[result["curve"]][0])
         axes.set_ylabel(LABELS[result["curve"]][1])

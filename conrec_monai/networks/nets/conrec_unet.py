@@ -76,7 +76,7 @@ class ConRecEncoder(nn.Module):
         pooling: "attention" (:class:`conrec_monai.networks.blocks.AttentionPool`), "average" or "flatten".
         image_size: side of the (square) image, for "flatten" only, whose F depends on it.
         gradient_checkpointing: whether training keeps each level's input alone and computes the rest again for the
-            gradients: about a third slower, for batches that do not fit otherwise. No part of ``config``.
+            gradients: about a quarter slower, for batches that do not fit otherwise. No part of ``config``.
 
     Attributes:
         num_features: F; the channels of the last level, times its area for "flatten".
