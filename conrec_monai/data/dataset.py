@@ -36,6 +36,7 @@ from .layouts import shown, some
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
 RESIZES = ("squash", "pad", "crop")
+ATTEMPTS = 3  # to read a file that another process is writing
 REVISION = 1  # of what is done to an image here and in NormalizeFieldOfView: a cache of another one is not used
 _T = TypeVar("_T")
 
@@ -166,36 +167,23 @@ class CachedImages(Dataset):
         normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
 
         def fill(index: int, decode: bool) -> str | None:
-            image, frame = self.data[index]["image"], self.data[index].get("frame")
-            in_memory = isinstance(image, np.ndarray)
             try:
-                if in_memory:
-                    image = to_channels(image, self.channels)
-                before = None if in_memory else _state(image)
-                digest = _content_digest(self.data[index]["image"], frame)
+                digest, known, array = self._read(index, cache, decode)
                 hashes[index] = int.from_bytes(digest[:8], "little", signed=True)
-                known = None if cache is None else cache.find(digest)
+                reason = ""
                 if known is not None:
                     places[index], reason = known
-                elif not decode:
+                elif array is None:
                     missing.append(index)
-                    return None
-                else:
-                    array = image
-                    if not in_memory:
-                        array = read_image(image, self.channels, frame=frame, min_side=self.size)
-                    reason = ""
-                    if normalize:
-                        array, found = normalize(array)
-                        reason = found.reason or ""
-                    # another state may be one of the file's name or rights alone
-                    if not in_memory and _state(image) != before and _content_digest(image, frame) != digest:
-                        raise ValueError(f"cannot read image {shown(image)}: it was changed meanwhile")
+                elif normalize:
+                    array, found = normalize(array)
+                    reason = found.reason or ""
             except (ValueError, OSError) as error:
+                in_memory = isinstance(self.data[index]["image"], np.ndarray)
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
             if reason:
                 unsure[index] = reason
-            if known is None:
+            if known is None and array is not None:
                 fitted = _fit(array, self.size, self.resize)
                 if cache is not None:
                     places[index] = cache.add(digest, fitted, reason)
@@ -221,7 +209,7 @@ class CachedImages(Dataset):
             wanted = sorted(missing) if len(cache) else everything
             if len(wanted):
                 with cache:  # in which another process may have added some of them
-                    failures |= fill_all(wanted, True)
+                    failures = dict(sorted({**failures, **fill_all(wanted, True)}.items()))
         if failures and (self.on_error == "raise" or len(failures) == len(self)):
             first = "; ".join(list(failures.values())[:5])
             more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
@@ -245,6 +233,27 @@ class CachedImages(Dataset):
                 images[new] = images[old]
         self._images = images[: len(self)]
         return self
+
+    def _read(
+        self, index: int, cache: ImageCache | None, decode: bool
+    ) -> tuple[bytes, tuple[int, str] | None, np.ndarray | None]:
+        """The digest of an item's content, its place and note in the cache, and, unless it is there or is not to be
+        decoded, the picture of just that content."""
+        image, frame = self.data[index]["image"], self.data[index].get("frame")
+        if isinstance(image, np.ndarray):
+            array = to_channels(image, self.channels)
+            digest = _content_digest(image, frame)
+            return digest, None if cache is None else cache.find(digest), array if decode else None
+        for _ in range(ATTEMPTS):
+            before = _state(image)
+            digest = _content_digest(image, frame)
+            known = None if cache is None else cache.find(digest)
+            if known is not None or not decode:
+                return digest, known, None
+            array = read_image(image, self.channels, frame=frame, min_side=self.size)
+            if _state(image) == before:
+                return digest, None, array
+        raise ValueError(f"cannot read image {shown(image)}: it is being changed")
 
     def _memory(self) -> torch.Tensor:
         try:

@@ -525,18 +525,34 @@ def test_file_that_changes_while_it_is_decoded(tmp_path: Path, monkeypatch: pyte
     for cache_dir in (None, tmp_path / "cache"):
         with monkeypatch.context() as patch:
             patch.setattr(dataset, "read_image", read_image)
-            with pytest.raises(
-                ValueError, match=r"^1 of 3 images .*cannot read image .*1\.png: it was changed meanwhile$"
-            ):
+            with pytest.raises(ValueError, match=r"^1 of 3 images .*cannot read image .*1\.png: it is being changed$"):
                 CachedImages(data, 20, cache_dir=cache_dir).load()
             (tmp_path / "1.png").write_bytes(content)
             left = CachedImages(data, 20, on_error="skip", cache_dir=cache_dir).load()
-        assert left.ids == ["0", "2"] and left.skipped[0]["reason"].endswith("1.png: it was changed meanwhile")
+        assert left.ids == ["0", "2"] and left.skipped[0]["reason"].endswith("1.png: it is being changed")
         np.testing.assert_array_equal(left.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in (0, 2)]))
         (tmp_path / "1.png").write_bytes(content)
     assert next((tmp_path / "cache").glob("*.images")).stat().st_size == 2 * 3 * 20 * 20
     cached = CachedImages(data, 20, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(cached.images.numpy(), np.stack([_noise(20, 20, seed=seed) for seed in range(3)]))
+
+
+def test_file_that_is_replaced_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new photograph, in the end: once is no reason to leave it out."""
+    path, times = _save(tmp_path / "0.png", _noise(20, 20)), []
+    real = dataset.read_image
+
+    def read_image(path: str, *args: Any, **more: Any) -> np.ndarray:
+        array = real(path, *args, **more)
+        times.append(path)
+        if len(times) == 1:
+            _save(Path(path), _noise(20, 20, seed=7))
+        return array
+
+    monkeypatch.setattr(dataset, "read_image", read_image)
+    cached = CachedImages([{"image": path}], 20, cache_dir=tmp_path / "cache").load()
+    np.testing.assert_array_equal(cached.images[0].numpy(), _noise(20, 20, seed=7))
+    assert len(times) == 2
 
 
 def test_file_that_vanishes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
