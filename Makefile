@@ -75,7 +75,7 @@ report: $(VENV)/installed
 	$(REPORT) $(RESULTS)/evaluations/{aptos,aptos-normalized,flowers,dogs,retinamnist}/frozen \
 	  --audit $(RESULTS)/audit_aptos2019.json --output $(RESULTS)/report.html
 
-# docs/results/throughput: all benchmarks, some 30 minutes on 2 quiet cores; that of the data where DATA holds aptos2019.
+# docs/results/throughput: all benchmarks, some 35 minutes on 2 quiet cores; that of the data where DATA holds aptos2019.
 BENCH = $(BIN)/python -W ignore benchmarks
 bench: RESULTS ?= docs/results/throughput
 bench: THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')

@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args = options.parse_args(arguments)
     torch.set_num_threads(args.threads)
 
-    datalist = load_datalist(args.data)
+    try:
+        datalist = load_datalist(args.data)
+    except (ValueError, OSError) as error:
+        options.error(str(error))
     items = [dict(datalist[i]) for i in np.random.RandomState(args.seed).permutation(len(datalist))[: args.images]]
     results = [measure_decoding(items, args.size, args.workers, args.repeats)]
     rates = {name: round(rate["median"]) for name, rate in results[0]["images_per_second"].items()}

@@ -647,7 +647,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options.add_argument("--compile", action="store_true", help="the compiled step on the CPU too")
     args = options.parse_args(arguments)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(args.device)
+    try:
+        device = torch.empty(0, device=args.device).device
+    except (RuntimeError, AssertionError) as error:
+        options.error(f"--device {args.device}: {str(error).splitlines()[0]}")
     small = device.type != "cuda"
     args.size = args.size or (32 if small else 224)
     args.features = args.features or (8 if small else 64)

@@ -21,7 +21,8 @@ All train the same :class:`ConRecUNet` on batches of 16 drawn photographs (uint8
   with the batch it takes from ``CachedImages``.
 - plain: the way of MONAI's tutorials: dictionary transforms per sample in a ``Dataset``, with MONAI's ``DataLoader``
   (``--workers`` processes), float32, contiguous memory, MONAI's ``ContrastiveLoss``, the squared error, and SGD, in the
-  order of ``SupervisedTrainer``. What its transforms are: benchmarks/views.py. Needs kornia.
+  order of ``SupervisedTrainer``. What its transforms are: benchmarks/views.py. Needs kornia. plain_amp is the same with
+  the arithmetic of conrec_monai (autocast to bfloat16 where that is fast).
 - bare: forward and backward pass of a mean of the network's outputs, in the same arithmetic and memory format, on
   inputs that are there: no views, losses or optimizer.
 - convolutions: the forward and backward passes of the network's convolutions alone, one after the other, on tensors
@@ -30,6 +31,7 @@ All train the same :class:`ConRecUNet` on batches of 16 drawn photographs (uint8
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -94,7 +96,7 @@ class PlainViews(Dataset):
         return {f"{key}_{i}": view[key] for i, view in enumerate((first, second)) for key in ("image", "target")}
 
 
-def plain_step(images: Tensor, size: int, features: int, batch: int, seed: int, workers: int) -> Step:
+def plain_step(images: Tensor, size: int, features: int, batch: int, seed: int, workers: int, amp: bool) -> Step:
     """An iteration of a plain loop."""
     network = build(features, seed)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
@@ -111,7 +113,8 @@ def plain_step(images: Tensor, size: int, features: int, batch: int, seed: int, 
         targets = torch.cat([data["target_0"], data["target_1"]])
         network.train()
         optimizer.zero_grad()
-        output = network(inputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            output = network(inputs)
         loss = 2 * contrastive(*output.projection.chunk(2)) + 100 * reconstruction(output.reconstruction, targets)
         loss.backward()
         optimizer.step()
@@ -181,13 +184,20 @@ def measure(size: int, features: int, batch: int, repeats: int, seed: int, worke
         "convolutions": convolutions(size, features, batch, seed, amp),
     }
     if find_spec("kornia"):
-        steps["plain"] = plain_step(images.images, size, features, batch, seed, workers)
+        steps["plain"] = plain_step(images.images, size, features, batch, seed, workers, False)
+        steps["plain_amp"] = plain_step(images.images, size, features, batch, seed, workers, amp)
     times = interleaved(steps, repeats, warmup=2)
     result: dict[str, Any] = {"size": size, "features": features, "batch": batch, "bfloat16": amp}
-    for name in ("conrec_monai", "bare", "convolutions", "plain"):
+    for name in ("conrec_monai", "bare", "convolutions", "plain", "plain_amp"):
         found = spread(times[name]) if name in times else None
         result[name] = found and {"seconds": found, "images_per_second": batch / found["median"]}
-    for a, b in (("conrec_monai", "bare"), ("conrec_monai", "convolutions"), ("plain", "conrec_monai")):
+    for a, b in (
+        ("conrec_monai", "bare"),
+        ("conrec_monai", "convolutions"),
+        ("bare", "convolutions"),
+        ("plain", "conrec_monai"),
+        ("plain_amp", "conrec_monai"),
+    ):
         result[f"{a}_over_{b}"] = ratio(times, a, b) if a in times else None
     return result
 
@@ -210,8 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args = options.parse_args(arguments)
     torch.set_num_threads(args.threads)
     results = []
-    for case in args.cases:
-        size, features = map(int, case.split(":"))
+    cases = [tuple(map(int, case.split(":"))) for case in args.cases if re.fullmatch(r"\d+:\d+", case)]
+    if len(cases) < len(args.cases):
+        options.error(f"--cases must be SIZE:FEATURES, such as 64:16, got {' '.join(args.cases)}")
+    for size, features in cases:
         repeats = args.repeats if size <= 64 else min(args.repeats, args.large_repeats)
         result = measure(size, features, args.batch, repeats, args.seed, args.workers)
         results.append(result)

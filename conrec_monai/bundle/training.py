@@ -226,7 +226,10 @@ def checked_device(device: torch.device | str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device {device!r} is not available: {(str(error).splitlines() or ['unknown'])[0]}") from None
+        reason = (str(error).splitlines() or ["unknown"])[0].split(". ")[0]
+        raise ValueError(f"device {device!r} is not available: {reason}") from None
+    if torch.device(device).type == "meta":
+        raise ValueError("device 'meta' computes nothing; expected one such as cpu or cuda:0.")
     return torch.device(device)
 
 
@@ -281,7 +284,6 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):
             raise ValueError(f"{name} must be finite, got {settings[name]}.")
-    settings.setdefault("sync_batchnorm", False)
     for name in ("masking", "decoder", "resume", "gradient_checkpointing", "encoder_half", "sync_batchnorm"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
@@ -378,8 +380,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         )
     if settings["probe_dir"] is not None and not isinstance(settings["probe_dir"], str | os.PathLike):
         raise ValueError(f"probe_dir must be a path, got {settings['probe_dir']!r}.")
-    if settings["cache_dir"] is not None:
-        check_output_dir(settings["cache_dir"], "cache_dir")
+    if settings["cache_dir"] is not None and not any(Path(settings["cache_dir"]).glob("*.images")):
+        check_output_dir(settings["cache_dir"], "cache_dir")  # one that holds all images may be read-only
     path = check_output_dir(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         if not settings["resume"]:
@@ -391,12 +393,22 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     written = [name for name in (ENCODER, "metrics.csv") if (path.parent / name).exists()]
     if written and not path.is_file() and not settings["resume"]:
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
+    if rank():
+        return
+    chosen = [
+        "bfloat16 arithmetic" if settings["amp"] else "float32 arithmetic",
+        f"{'channels-last' if settings['channels_last'] else 'contiguous'} memory",
+        "compiled (in the first steps, which take long)" if settings["compile"] else "not compiled",
+        *(["gradient_checkpointing"] if settings["gradient_checkpointing"] else []),
+        *([f"{processes} processes"] if processes > 1 else []),
+        *(["sync_batchnorm"] if settings["sync_batchnorm"] and processes > 1 else []),
+        *([f"cache_dir {settings['cache_dir']}"] if settings["cache_dir"] is not None else []),
+        *([f"max_minutes {settings['max_minutes']:g}"] if settings["max_minutes"] is not None else []),
+    ]
     logging.getLogger("conrec_monai").info(
         f"{len(datalist)} images ({datalist.info.source}) at {size} px, batch_size {settings['batch_size']}, max_epochs"
         f" {settings['max_epochs']}, {settings['optimizer']} with learning_rate {settings['learning_rate']:g}, features"
-        f" {settings['features']}, {'bfloat16' if settings['amp'] else 'float32'} arithmetic,"
-        f" {'channels-last' if settings['channels_last'] else 'contiguous'} memory,"
-        f" {'' if settings['compile'] else 'not '}compiled"
+        f" {settings['features']}, {', '.join(chosen)}"
     )
     if datalist.info.source == "classes" and datalist.info.class_names is not None:  # any folders look like classes
         counts = Counter(item["label"] for item in datalist)

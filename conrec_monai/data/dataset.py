@@ -195,7 +195,8 @@ class CachedImages(Dataset):
             pool = ThreadPoolExecutor(self.num_workers)
             try:
                 done = pool.map(fill, indices, repeat(decode))
-                bar = progress_bar(done, self.progress, desc="Loading images", total=len(indices), unit="image")
+                options = {"desc": "Loading images", "total": len(indices), "unit": "image"}
+                bar = progress_bar(done, self.progress, lines=True, **options)
                 return {index: failure for index, failure in zip(indices, bar, strict=True) if failure}
             finally:
                 pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the images that are left
@@ -207,6 +208,9 @@ class CachedImages(Dataset):
         else:
             failures = fill_all(everything, False) if len(cache) else {}
             wanted = sorted(missing) if len(cache) else everything
+            logging.getLogger("conrec_monai").info(
+                f"{len(self) - len(wanted) - len(failures)} of {len(self)} images are in cache_dir {self.cache_dir}"
+            )
             if len(wanted):
                 with cache:  # in which another process may have added some of them
                     failures = dict(sorted({**failures, **fill_all(wanted, True)}.items()))

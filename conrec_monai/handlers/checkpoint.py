@@ -45,6 +45,7 @@ FREE_SETTINGS = {
     "channels_last",
     "compile",
     "gradient_checkpointing",
+    "sync_batchnorm",
     "encoder_half",
     "probe_dir",
     "probe_every",

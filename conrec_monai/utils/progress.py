@@ -11,11 +11,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 __all__ = ["duration", "progress_bar"]
+
+SECONDS_BETWEEN_LINES = 10
 
 
 def duration(seconds: float) -> str:
@@ -28,11 +32,22 @@ def duration(seconds: float) -> str:
 class _NoBar:
     disable = True
 
-    def __init__(self, iterable: Iterable | None) -> None:
-        self.iterable = iterable
+    def __init__(
+        self, iterable: Iterable | None, desc: str = "", total: int | None = None, lines: bool = False
+    ) -> None:
+        self.iterable, self.desc, self.total, self.lines = iterable, desc, total, lines
 
     def __iter__(self) -> Iterator:
-        return iter(self.iterable or ())
+        start = written = time.monotonic()
+        for done, item in enumerate(self.iterable or (), 1):
+            yield item
+            now = time.monotonic()
+            if self.lines and self.total and done < self.total and now - written >= SECONDS_BETWEEN_LINES:
+                written, rate = now, done / (now - start)
+                left = duration((self.total - done) / rate)
+                logging.getLogger("conrec_monai").info(
+                    f"{self.desc}: {done} of {self.total}, {rate:.1f}/s, {left} left"
+                )
 
     def nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -40,18 +55,20 @@ class _NoBar:
     update = set_description = set_description_str = set_postfix_str = refresh = clear = close = nothing
 
 
-def progress_bar(iterable: Iterable | None = None, shown: bool = True, **options: Any) -> Any:
-    """A bar of tqdm where errors go to a terminal; elsewhere, and without tqdm, an object that shows nothing.
+def progress_bar(iterable: Iterable | None = None, shown: bool = True, lines: bool = False, **options: Any) -> Any:
+    """A bar of tqdm where errors go to a terminal; elsewhere, and without tqdm, an object that shows nothing, or lines.
 
     Args:
         iterable: what is iterated over; None for a bar that is moved by ``update``.
         shown: False for none on a terminal either.
+        lines: whether there is a log line every ten seconds where there is no bar, while it is iterated over.
         **options: of tqdm, such as ``desc``, ``total`` and ``unit``.
     """
     if shown and sys.stderr.isatty():
         try:
             from tqdm import tqdm
-        except ImportError:  # a machine that has no more than the training needs
-            return _NoBar(iterable)
-        return tqdm(iterable, **options)
-    return _NoBar(iterable)
+        except ImportError:
+            pass  # a machine that has no more than the training needs
+        else:
+            return tqdm(iterable, **options)
+    return _NoBar(iterable, options.get("desc", ""), options.get("total"), shown and lines)

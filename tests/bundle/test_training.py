@@ -77,6 +77,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "channels_last": "auto",
         "compile": "auto",
         "gradient_checkpointing": False,
+        "sync_batchnorm": False,
         "seed": 0,
         "num_workers": 2,
         "probe_every": 20,
@@ -105,7 +106,6 @@ def test_defaults_are_filled_in(settings: dict[str, Any]) -> None:
         "amp": bfloat16_is_fast(torch.device("cpu")),
         "channels_last": True,
         "compile": False,
-        "sync_batchnorm": False,
     }
     assert training_settings(**{**settings, "optimizer": "adam"})["learning_rate"] == 1e-3
 

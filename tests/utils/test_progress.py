@@ -92,3 +92,15 @@ def test_terminal_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(bar) == [0, 1, 2]
     use_as_tqdm(bar)
     assert bar.disable and terminal.getvalue() == ""
+
+
+def test_lines_where_there_is_no_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Every ten seconds, not at the end, and only where they are wanted."""
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr("conrec_monai.utils.progress.time.monotonic", lambda: float(next(clock)))
+    caplog.set_level("INFO", "conrec_monai")
+    assert list(progress_bar(range(6), lines=True, desc="Loading", total=6)) == list(range(6))
+    assert caplog.messages == ["Loading: 3 of 6, 0.2/s, 0 min 12 s left"]
+    for options in ({"lines": True, "shown": False}, {}):
+        assert list(progress_bar(range(6), desc="Loading", total=6, **options)) == list(range(6))
+    assert len(caplog.messages) == 1
