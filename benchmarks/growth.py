@@ -38,6 +38,7 @@ from step import build, conrec_step, make_trainer
 
 from conrec_monai.data import CachedImages, phantom_arrays
 from conrec_monai.engines import ConRecTrainer
+from conrec_monai.utils import end_processes
 
 BASE = {"images": 16, "side": 64, "features": 16, "batch": 16}
 CURVES: dict[str, tuple[int, ...]] = {
@@ -122,8 +123,7 @@ def _process(rank: int, world: int, folder: str, repeats: int, seed: int, side: 
             seconds.append((time.perf_counter() - start) / BASE["batch"])
     if not rank:
         np.save(Path(folder) / f"{world}.npy", seconds)
-    dist.barrier()
-    dist.destroy_process_group()
+    end_processes()
 
 
 def measure_processes(

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from .distributed import rank, world_size
+from .distributed import end_processes, rank, world_size
 from .progress import duration, progress_bar
 
-__all__ = ["duration", "progress_bar", "rank", "world_size"]
+__all__ = ["duration", "end_processes", "progress_bar", "rank", "world_size"]

@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import time
+
 import torch.distributed as dist
 
-__all__ = ["rank", "world_size"]
+__all__ = ["end_processes", "rank", "world_size"]
 
 
 def rank() -> int:
@@ -25,3 +27,15 @@ def rank() -> int:
 def world_size() -> int:
     """Processes of the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def end_processes() -> None:
+    """Ends the default process group, where there is one, when all of its processes are done.
+
+    With a pause: a thread of gloo drops the last collective, for which it may need Python's lock; the end of the group
+    waits for that thread and holds the lock (seen with PyTorch 2.13: a process that hangs at its end).
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        time.sleep(0.5)
+        dist.destroy_process_group()

@@ -31,6 +31,7 @@ from conrec_monai.networks.layers import synchronize_batch_norm
 from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.optimizers import build_optimizer
 from conrec_monai.transforms import TwoViews
+from conrec_monai.utils import end_processes
 
 WORLD, BATCH, STEPS = 2, 8, 3
 
@@ -85,7 +86,7 @@ def untidy(rank: int, folder: str) -> None:
     with pytest.raises(ValueError, match=r"a module that is in torch\.channels_last already"):
         ConRecTrainer("cpu", 1, [], network, optimizer, ConRecLoss(), TwoViews(32))
     ConRecTrainer("cpu", 1, [], network, optimizer, ConRecLoss(), TwoViews(32), channels_last=False)
-    dist.destroy_process_group()
+    end_processes()
 
 
 def build() -> ConRecUNet:
@@ -99,8 +100,7 @@ def work(rank: int, folder: str) -> None:
     torch.save(train(build(), rank, WORLD), f"{folder}/{rank}.pt")
     torch.compile = partial(torch.compile, backend="aot_eager")  # all of it but the code that a compiler writes
     torch.save(train(build(), rank, WORLD, compile=True), f"{folder}/compiled_{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    end_processes()
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from conrec_monai.losses import NTXentLoss
+from conrec_monai.utils import end_processes
 
 WORLD, BATCH, FEATURES = 2, 6, 5
 
@@ -42,7 +43,7 @@ def _work(rank: int, folder: str) -> None:
     loss.backward()
     gradients = [parameter.grad for parameter in network.parameters()]
     torch.save({"loss": loss.detach(), "alone": alone, "gradients": gradients}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    end_processes()
 
 
 def test_processes_give_the_loss_and_the_gradients_of_one_process_with_the_whole_batch(tmp_path):

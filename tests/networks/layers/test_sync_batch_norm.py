@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from conrec_monai.networks.layers import SyncBatchNorm, synchronize_batch_norm
 from conrec_monai.networks.nets import ConRecUNet
+from conrec_monai.utils import end_processes
 
 WORLD = 2
 PARTS = (slice(0, 5), slice(5, 7))  # unequal: 5 and 2 images
@@ -103,7 +104,7 @@ def _work(rank: int, folder: str) -> None:
     network = synchronize_batch_norm(_network(), "cpu")
     found["network"] = _network_results(nn.parallel.DistributedDataParallel(network), PARTS[rank], WORLD)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    end_processes()
 
 
 @pytest.fixture(scope="module")
