@@ -34,6 +34,7 @@ __all__ = [
     "channels_last_is_fast",
     "check_unit_range",
     "compilation_pays",
+    "memory_format_of",
 ]
 
 
@@ -49,6 +50,12 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 def channels_last_is_fast(device: torch.device) -> bool:
     """Whether convolutions of the device are at their best in channels-last memory format."""
     return device.type in ("cpu", "cuda")
+
+
+def memory_format_of(device: torch.device, channels_last: bool | None = None) -> torch.memory_format:
+    """Channels-last or contiguous; None for what the device is faster with."""
+    wanted = channels_last_is_fast(device) if channels_last is None else channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
 
 
 def compilation_pays(device: torch.device) -> bool:
@@ -142,9 +149,7 @@ class BatchTrainer(Trainer):
             decollate=False,
         )
         self.device = torch.device(device)
-        if channels_last is None:
-            channels_last = channels_last_is_fast(self.device)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format_of(self.device, channels_last)
         if isinstance(network, DistributedDataParallel):
             _check_memory_format(network, self.memory_format)
         network = network.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]

@@ -23,7 +23,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from conrec_monai.engines.batch_trainer import bfloat16_is_fast, channels_last_is_fast
+from conrec_monai.engines.batch_trainer import bfloat16_is_fast, memory_format_of
 from conrec_monai.engines.trainer import PARTS
 from conrec_monai.metrics import contrastive_accuracy_entropy
 from conrec_monai.transforms import TwoViews
@@ -73,9 +73,7 @@ class ConRecEvaluator(Evaluator):
         self.device = torch.device(device)
         self.network, self.loss_function, self.views, self.seed = network, loss_function, views, seed
         self.autocast = bfloat16_is_fast(self.device) if amp is None else bool(amp)
-        if channels_last is None:
-            channels_last = channels_last_is_fast(self.device)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format_of(self.device, channels_last)
         self.inferer = SimpleInferer() if inferer is None else inferer
         self._totals: dict[str, list[Tensor]] = {}
         self.add_event_handler(Events.EPOCH_STARTED, self._start)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from conrec_monai.engines import channels_last_is_fast
+from conrec_monai.engines.batch_trainer import memory_format_of
 from conrec_monai.utils import progress_bar
 
 __all__ = ["central_part", "embed", "embed_levels", "has_levels"]
@@ -115,8 +115,7 @@ def _run(
 ) -> np.ndarray:
     if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"expected uint8 images NCHW with N >= 1, got {images.dtype} of shape {list(images.shape)}")
-    fast = channels_last_is_fast(torch.device(device))
-    memory_format = torch.channels_last if fast else torch.contiguous_format
+    memory_format = memory_format_of(torch.device(device))
     training = [module for module in encoder.modules() if module.training]
     encoder.to(device).eval()
     representations = []

@@ -25,9 +25,10 @@ import torch
 from torch import nn
 
 from conrec_monai.utils import duration, progress_bar
+from conrec_monai.utils.progress import SECONDS_BETWEEN_LINES
 
 from .embedding import embed, embed_levels, has_levels
-from .fine_tuning import SECONDS_BETWEEN_LINES, FineTuneSettings, predict_fine_tuned
+from .fine_tuning import FineTuneSettings, predict_fine_tuned
 from .folds import FoldPlan, Folds, subsample
 from .knn import knn_predictions
 from .linear import Protocol, check_folds, linear_predictions

@@ -33,6 +33,7 @@ from conrec_monai.networks.utils import check_weights, untrained_like
 from conrec_monai.optimizers import OPTIMIZERS, build_optimizer
 from conrec_monai.transforms import BatchRandTransform, RandCropFlip, RandZoomFlip
 from conrec_monai.utils import duration, progress_bar
+from conrec_monai.utils.progress import SECONDS_BETWEEN_LINES
 
 from .folds import Folds
 from .linear import _checked_labels, check_folds
@@ -45,7 +46,6 @@ AUGMENTATIONS = ("zoom_flip", "crop_flip")
 INITS = ("pretrained", "scratch")
 PROTOCOLS = ("frozen_head", "fine_tune", "supervised")
 TEST_BATCH = 64
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STATES = 30.0
 
 
