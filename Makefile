@@ -10,7 +10,7 @@ DATA ?= ../data
 PRESET ?= cpu
 SYNTHETIC_RESULTS ?= output/synthetic_64px
 
-.PHONY: demo test lint types format bench table1 figure3 report aptos-64px synthetic-64px example-weights clean
+.PHONY: demo test lint types format bench table1 figure3 sweep report aptos-64px synthetic-64px example-weights clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
@@ -59,6 +59,13 @@ table1 figure3: $(VENV)/installed
 	  $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(SUPERVISED_EPOCHS),--supervised-epochs $(SUPERVISED_EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
 
+# Settings of the pretraining against each other (docs/recipe.md), one training at a time; goes on where it was stopped.
+#   make sweep CONFIG=experiments/sweeps/views.json DATA=../data RESULTS=output/sweep
+sweep: RESULTS ?= output/sweep
+sweep: $(VENV)/installed
+	@[ -n "$(CONFIG)" ] || { echo "CONFIG is not given: make sweep CONFIG=experiments/sweeps/NAME.json"; exit 1; }
+	$(BIN)/python -W ignore experiments/sweep.py "$(CONFIG)" --data "$(DATA)" --results "$(RESULTS)"
+
 # Pages about the runs of make table1 and make figure3: docs/results/report (photographs of RetinaMNIST alone), and
 # RESULTS/report.html with those of all sets, which is not for passing on.
 REPORT = $(BIN)/python -m conrec_monai report
@@ -96,16 +103,16 @@ bench: $(VENV)/installed
 aptos-64px: RESULTS ?= output/aptos_64px
 aptos-64px: $(VENV)/installed
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
-	  --dataset_dir $(DATA)/aptos2019 --output_dir $(RESULTS) --image_size 64 --cache_size 64 \
+	  --dataset_dir $(DATA)/aptos2019 --output_dir $(RESULTS) --recipe paper --image_size 64 --cache_size 64 \
 	  --features "[16,32,64,128]" --batch_size 16 --optimizer lars --learning_rate 0.3 --schedule constant \
 	  --alpha 100.0 --seed 0 --max_epochs 16 --probe_every 0 --pictures_every 5 --resume True
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
 	  --dataset_dir $(DATA)/aptos2019 --output_dir $(RESULTS)
 
 # docs/results/synthetic_64px.md: the two synthetic sets, three methods at equal settings. Some 2 hours on 2 cores.
-SMALL = --image_size 64 --features "[16,32,64,128]" --max_epochs 60 --batch_size 32 --optimizer adamw \
+SMALL = --recipe paper --image_size 64 --features "[16,32,64,128]" --max_epochs 60 --batch_size 32 --optimizer adamw \
   --schedule warmup_cosine --probe_every 20 --pictures_every 20 --seed 0 --resume True
-SIMCLR = --decoder False --masking False
+SIMCLR = --decoder False --masking_prob 0
 SYNTHETIC := $(foreach s,circle-square rectangle-triangle,$(foreach m,conrec simclr simclr-attention,$(s)/$(m)))
 
 synthetic-64px: $(SYNTHETIC:%=$(SYNTHETIC_RESULTS)/%/evaluation/metrics.json)

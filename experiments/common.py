@@ -51,7 +51,10 @@ __all__ = [
     "Row",
     "chosen",
     "command_line",
+    "interruptible",
+    "last_line",
     "read_json",
+    "run_child",
     "write_json",
     "write_text",
 ]
@@ -116,7 +119,7 @@ COLUMNS = (
     Column("rectangle-triangle", "rectangle-triangle", "rectangle-triangle", "rectangle-triangle", drawn=True),
 )
 
-SIMCLR = {"decoder": False, "masking": False}
+SIMCLR = {"decoder": False, "masking_prob": 0}
 ROWS = (
     Row("simclr", "SimCLR U-net", "pretrained", "4.693M", {"aptos": "85.72", "flowers": "86.01", "dogs": "43.96"},
         {**SIMCLR, "pooling": "average"}),
@@ -346,6 +349,7 @@ class Lab:
 
     def _options(self, column: Column, row: Row) -> dict[str, Any]:
         return {
+            "recipe": "paper",
             "image_size": self.preset.image_size[column.source],
             "features": list(self.preset.features),
             "max_epochs": self.max_epochs(column),
@@ -375,7 +379,7 @@ class Lab:
         record = read_json(folder / "metrics.json")
         if record is None or not (folder / ENCODER).is_file() or record["epoch"] < self.max_epochs(column):
             return False
-        wanted = {"pooling": "attention", "decoder": True, "masking": True, **self._options(column, row)}
+        wanted = {"pooling": "attention", "decoder": True, "masking_prob": 1.0, **self._options(column, row)}
         found = record["settings"]
         wrong = [name for name in wanted if name not in FREE_SETTINGS and found.get(name) != wanted[name]]
         if wrong:
@@ -392,9 +396,9 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "train.log"
         with log.open("a", encoding="utf-8") as file:
-            status = _run_child([sys.executable, *self.pretraining_command(column, row)], file)
+            status = run_child([sys.executable, *self.pretraining_command(column, row)], file)
         if status or not self.is_pretrained(column, row):
-            raise ValueError(f"the pretraining in {folder} failed, {log.name} ends with: {_last_line(log)}")
+            raise ValueError(f"the pretraining in {folder} failed, {log.name} ends with: {last_line(log)}")
 
     def describe_pretraining(self, column: Column, row: Row) -> dict[str, Any]:
         """How an encoder came about: command, settings, time, machine."""
@@ -481,9 +485,9 @@ class Lab:
         log, started = folder / "evaluate.log", time.monotonic()
         try:
             with log.open("a", encoding="utf-8") as file:
-                status = _run_child([sys.executable, *command], file)
+                status = run_child([sys.executable, *command], file)
             if status:
-                raise ValueError(f"the evaluation in {folder} failed, {log.name} ends with: {_last_line(log)}")
+                raise ValueError(f"the evaluation in {folder} failed, {log.name} ends with: {last_line(log)}")
             job["done"] = True
         finally:
             job["seconds"] = round(before + time.monotonic() - started, 1)
@@ -552,7 +556,7 @@ class Lab:
         yield f"{ROOT}/", ""
 
 
-def _run_child(command: Sequence[str], log: TextIO) -> int:
+def run_child(command: Sequence[str], log: TextIO) -> int:
     """Runs a command; an interruption is handed on once, and waited for, so that it can save where it is."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0)
     try:
@@ -568,7 +572,7 @@ def _run_child(command: Sequence[str], log: TextIO) -> int:
         raise
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "nothing"
 
@@ -661,11 +665,7 @@ def command_line(
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
 
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    def work() -> None:
         lab = Lab(
             PRESETS[options.preset],
             options.data,
@@ -679,6 +679,23 @@ def command_line(
         if options.preset == "gpu" and not torch.cuda.is_available():
             lab.progress("Warning: no GPU is found; on a CPU the preset gpu takes weeks.")
         run(lab, chosen("columns", options.columns, columns), chosen("rows", options.rows, rows))
+
+    return interruptible(work)
+
+
+def interruptible(work: Callable[[], None]) -> int:
+    """Runs the work of a command; SIGTERM interrupts it as Ctrl-C does.
+
+    Returns:
+        Exit code: 0, 1 after a user's mistake (one line says which), 130 when interrupted.
+    """
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        work()
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -22,6 +22,7 @@ from .training import (
     decode_training,
     pretraining_data,
     probe_data,
+    recipe_values,
     training_settings,
 )
 from .user_errors import guarded
@@ -40,5 +41,6 @@ __all__ = [
     "load_for_inference",
     "pretraining_data",
     "probe_data",
+    "recipe_values",
     "training_settings",
 ]

@@ -614,7 +614,8 @@ def _candidates(
             "images": entry["images"],
         }
         if entry["kind"] != "random":
-            candidates.append(Candidate(entry["name"], entry["kind"], encoder, images, about, view))
+            name, run = entry["name"], entry["name"].rpartition("@")
+            candidates.append(Candidate(name, entry["kind"], encoder, images, about, view, run[0] or name))
         if entry["kind"] != "imagenet":
             architectures.setdefault((_architecture(encoder), view), (encoder, images))
     names = {architecture for architecture, _ in architectures}
@@ -626,8 +627,9 @@ def _candidates(
             return untrained_like(encoder)
 
         for seed, network in untrained_encoders(make, untrained_seeds).items():
-            name = f"untrained{suffix}, seed {seed}"
-            untrained.append(Candidate(name, "untrained", network, images, {**about, "seed": seed}, view))
+            name = f"untrained{suffix}"
+            about_it = {**about, "seed": seed}
+            untrained.append(Candidate(f"{name}, seed {seed}", "untrained", network, images, about_it, view, name))
         if "supervised" in protocols:
             random.append(Candidate(f"random{suffix}", "random", encoder, images, about, view))
     return [*candidates, *untrained, *random]

@@ -45,6 +45,7 @@ __all__ = [
     "decode_training",
     "pretraining_data",
     "probe_data",
+    "recipe_values",
     "training_settings",
 ]
 
@@ -64,6 +65,21 @@ LIMITS = (
     ("checkpoint_every", 0),
     ("early_stop_patience", 0),
 )
+
+
+def recipe_values(recipe: Any, recipes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The settings of a recipe by its name.
+
+    Args:
+        recipe: the name.
+        recipes: all of them by name.
+
+    Raises:
+        ValueError: when there is no such recipe.
+    """
+    if not isinstance(recipe, str) or recipe not in recipes:
+        raise ValueError(f"recipe must be one of {', '.join(recipes)}, got {recipe!r}.")
+    return recipes[recipe]
 
 
 def checked_datalist(dataset_dir: Any, section: Any = None, on_error: Any = "raise", **keys: Any) -> Datalist:
@@ -279,12 +295,12 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
     optional = tuple(name for name in ("learning_rate", "max_minutes") if settings[name] is not None)
-    for name in ("alpha", "temperature", *optional):
+    for name in ("alpha", "temperature", "crop_scale", "jitter", "gray_prob", "blur_prob", "masking_prob", *optional):
         if not isinstance(settings[name], int | float) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):
             raise ValueError(f"{name} must be finite, got {settings[name]}.")
-    for name in ("masking", "decoder", "resume", "gradient_checkpointing", "encoder_half", "sync_batchnorm"):
+    for name in ("rotate", "decoder", "resume", "gradient_checkpointing", "encoder_half", "sync_batchnorm"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
     for name in ("amp", "channels_last", "compile"):
@@ -361,9 +377,9 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     datalist, size = data.training, settings["image_size"]
     _check_size(size, 2 ** (len(settings["features"]) - 1), f"{len(settings['features'])} levels of features")
     try:
-        TwoViews(size, settings["masking"])
+        TwoViews(size, **{name: settings[name] for name in TwoViews.OPTIONS})
     except ValueError as error:
-        raise ValueError(f"image_size {size} is too small: {error}") from None
+        raise ValueError(f"views of image_size {size}: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
         ConRecUNet(settings["in_channels"], settings["features"], settings["pooling"], size, settings["decoder"])
     for part, what in ((data.training, "data set"), (data.validation, "validation section")):

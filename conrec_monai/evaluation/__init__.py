@@ -22,7 +22,7 @@ from .linear import check_folds, cumulative_labels, linear_evaluation, linear_pr
 from .metrics import metric_names
 from .predictions import FoldPrediction, Predictions, class_probabilities, grades_from_probabilities
 from .shortcut import color_features, shortcut_features
-from .statistics import bootstrap, compare, interval, paired_differences, score
+from .statistics import bootstrap, compare, compare_runs, interval, paired_differences, score
 from .store import PredictionStore
 from .table import format_table
 
@@ -43,6 +43,7 @@ __all__ = [
     "class_probabilities",
     "color_features",
     "compare",
+    "compare_runs",
     "complete_groups",
     "cumulative_labels",
     "duplicate_groups",

@@ -35,7 +35,7 @@ from .linear import Protocol, check_folds, linear_predictions
 from .metrics import metric_names
 from .predictions import Predictions
 from .shortcut import color_features, shortcut_features
-from .statistics import bootstrap, interval, paired_differences, score
+from .statistics import bootstrap, interval, paired_differences, run_differences, score
 from .store import PredictionStore, digest
 
 __all__ = ["FINE_TUNED", "PROTOCOLS", "Candidate", "evaluate", "untrained_encoders"]
@@ -63,6 +63,7 @@ class Candidate:
         about: what is known of it, values that JSON can hold.
         view: how its images were prepared, in words, where the candidates' images differ; models are compared with
             baselines, untrained and random ones of the same view.
+        method: name of what this is one run of (with one of several seeds); its own name by default.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Candidate:
     images: torch.Tensor
     about: dict[str, Any] = field(default_factory=dict)
     view: str = ""
+    method: str = ""
 
 
 def untrained_encoders(make_encoder: Callable[[], nn.Module], seeds: Sequence[int] = (0, 1, 2)) -> dict[int, nn.Module]:
@@ -157,7 +159,7 @@ def evaluate(
         progress: show progress bars.
 
     Returns:
-        The entries "models", "results", "comparisons" and "versions" of the documented ``metrics.json``
+        The entries "models", "results", "comparisons", "methods" and "versions" of the documented ``metrics.json``
         (docs/evaluation.md).
 
     Raises:
@@ -234,11 +236,13 @@ def evaluate(
             }
         )
     comparisons = _comparisons(cells, scored, drawn, everyone)
+    methods = _method_comparisons(cells, scored, drawn, everyone)
     return {
-        "models": [{"name": c.name, "kind": c.kind, **c.about} for c in everyone],
+        "models": [{"name": c.name, "kind": c.kind, "method": c.method or c.name, **c.about} for c in everyone],
         "metrics": list(metric_names(ordinal, num_classes)),
         "results": _plain(results),
         "comparisons": _plain(comparisons),
+        "methods": _plain(methods),
         "versions": versions,
     }
 
@@ -454,6 +458,45 @@ def _comparisons(
                     "metrics": paired_differences(scored[i], drawn[i], scored[j], drawn[j]),
                 }
             )
+    return result
+
+
+def _method_comparisons(
+    cells: Sequence[_Cell],
+    scored: Sequence[dict[str, dict[str, Any]]],
+    drawn: Sequence[dict[str, np.ndarray]],
+    everyone: Sequence[Candidate],
+) -> list[dict[str, Any]]:
+    """Each pretrained method against all others, runs averaged, protocol by protocol."""
+    method = {candidate.name: candidate.method or candidate.name for candidate in everyone}
+    kinds = {method[candidate.name]: candidate.kind for candidate in everyone}
+    views = {method[candidate.name]: candidate.view for candidate in everyone}
+    places: dict[tuple, dict[str, list[int]]] = {}
+    for i, cell in enumerate(cells):
+        block = places.setdefault((cell.protocol, cell.variant, cell.fraction), {})
+        block.setdefault(method[cell.model], []).append(i)
+    result = []
+    for (protocol, variant, fraction), block in places.items():
+        pretrained = [name for name in block if kinds[name] in ("checkpoint", "imagenet")]
+        for number, a in enumerate(pretrained):
+            others = [name for name in block if name not in pretrained and views[name] == views[a]]
+            for b in [*pretrained[number + 1 :], *others]:
+                scores_a, drawn_a, scores_b, drawn_b = (
+                    [values[i] for i in block[name]] for name in (a, b) for values in (scored, drawn)
+                )
+                result.append(
+                    {
+                        "method": a,
+                        "other": b,
+                        "other_kind": kinds[b],
+                        "runs": len(block[a]),
+                        "other_runs": len(block[b]),
+                        "protocol": protocol,
+                        "variant": variant,
+                        "fraction": fraction,
+                        "metrics": run_differences(scores_a, drawn_a, scores_b, drawn_b),  # type: ignore[arg-type]
+                    }
+                )
     return result
 
 

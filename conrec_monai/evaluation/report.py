@@ -849,7 +849,11 @@ class _Evaluation:
             raise ValueError(f"{path} holds another state of the training than the encoder that was evaluated")
         positions, _ = self._examples(1)
         images = self._images(positions[:TRIPLETS], encoder, preprocessing).float() / 255
-        views = TwoViews(preprocessing["image_size"], masking=True)
+        settings = read_checkpoint(path).get("pretraining", {}).get("settings", {})
+        own = {
+            name: settings[name] for name in TwoViews.OPTIONS if name in settings
+        }  # an earlier release knew the published ones
+        views = TwoViews(preprocessing["image_size"], **{**own, "masking_prob": 1.0})
         views.set_random_state(seed=SEED)
         drawn = views.apply(images, views.randomize(len(images), images.shape[1:]))
         shown, target = drawn.input[: len(images)], drawn.target[: len(images)]

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from .folds import complete_groups
 from .metrics import METRICS, metric_names
 from .predictions import Predictions
 
-__all__ = ["bootstrap", "compare", "interval", "paired_differences", "score"]
+__all__ = ["bootstrap", "compare", "compare_runs", "interval", "paired_differences", "run_differences", "score"]
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -157,19 +157,89 @@ def compare(
     Raises:
         ValueError: for folds that differ, and as :func:`bootstrap`.
     """
-    if len(a.folds) != len(b.folds):
-        raise ValueError(f"a paired comparison needs the same folds, got {len(a.folds)} and {len(b.folds)} of them")
-    for number, (fold_a, fold_b) in enumerate(zip(a.folds, b.folds, strict=True), 1):
-        if not np.array_equal(fold_a.test, fold_b.test):
-            raise ValueError(
-                f"a paired comparison needs the same folds, but fold {number} of {len(a.folds)} tests other images, "
-                "or in another order"
-            )
+    _check_same_folds(a, b)
     scores_a, scores_b = (score(labels, predictions, ordinal, num_classes) for predictions in (a, b))
     drawn_a, drawn_b = (
         bootstrap(labels, predictions, groups, ordinal, num_classes, replicates, seed) for predictions in (a, b)
     )
     return paired_differences(scores_a, drawn_a, scores_b, drawn_b)
+
+
+def compare_runs(
+    labels: np.ndarray,
+    a: Sequence[Predictions],
+    b: Sequence[Predictions],
+    groups: Sequence | np.ndarray | None,
+    ordinal: bool,
+    num_classes: int,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, dict[str, float | list[float]]]:
+    """Paired difference of two methods, each of which was run with several seeds.
+
+    Args:
+        labels, groups, ordinal, num_classes, replicates, seed: as in :func:`bootstrap`.
+        a, b: predictions of the runs of each method, all on the same test images in the same folds; the two methods may
+            have different numbers of runs.
+
+    Returns:
+        ``{metric: {"a", "b", "difference", "interval", "p", "deviation_groups", "deviation_runs"}}``: means over the
+        runs, their difference, its 95 % interval and p value. Their deviation has the square of two: the variance over
+        the replicates of the mean difference (other test images), and for each method the variance between its runs
+        over their number (other seeds; 0 for a single run, of which that is not known). As few runs tell little of it,
+        the quantile is that of Student's t with the degrees of freedom of Welch and Satterthwaite.
+
+    Raises:
+        ValueError: for no run, folds that differ, and as :func:`bootstrap`.
+    """
+    if not a or not b:
+        raise ValueError(f"a comparison needs at least one run of each method, got {len(a)} and {len(b)}")
+    for predictions in (*a, *b):
+        _check_same_folds(a[0], predictions)
+    scores = [[score(labels, p, ordinal, num_classes) for p in runs] for runs in (a, b)]
+    drawn = [[bootstrap(labels, p, groups, ordinal, num_classes, replicates, seed) for p in runs] for runs in (a, b)]
+    return run_differences(scores[0], drawn[0], scores[1], drawn[1])
+
+
+def run_differences(
+    scores_a: Sequence[dict[str, dict[str, float | list[float]]]],
+    drawn_a: Sequence[dict[str, np.ndarray]],
+    scores_b: Sequence[dict[str, dict[str, float | list[float]]]],
+    drawn_b: Sequence[dict[str, np.ndarray]],
+) -> dict[str, dict[str, float | list[float]]]:
+    """The result of :func:`compare_runs` from what :func:`score` and :func:`bootstrap` gave for each run.
+
+    Args:
+        scores_a, scores_b: scores of the runs of each method on the same folds.
+        drawn_a, drawn_b: their replicates, of the same seed.
+    """
+    scores, drawn = (scores_a, scores_b), (drawn_a, drawn_b)
+    result: dict[str, dict[str, float | list[float]]] = {}
+    for name in scores_a[0]:
+        values = [np.array([float(entry[name]["mean"]) for entry in runs]) for runs in scores]  # type: ignore[arg-type]
+        means = [np.mean([entry[name] for entry in runs], axis=0) for runs in drawn]
+        of_groups = _deviation(means[0] - means[1])
+        variances = [v.var(ddof=1) / len(v) for v in values if len(v) > 1]
+        of_runs = _no_rounding(float(np.sqrt(sum(variances))))
+        difference, deviation = (
+            _no_rounding(float(values[0].mean() - values[1].mean())),
+            float(np.hypot(of_groups, of_runs)),
+        )
+        known_by = [
+            v**2 / (len(runs) - 1) for v, runs in zip(variances, (r for r in values if len(r) > 1), strict=True)
+        ]
+        freedom = deviation**4 / sum(known_by) if of_runs else np.inf  # Welch, Satterthwaite
+        half = float(t.ppf((1 + LEVEL) / 2, freedom)) * deviation
+        result[name] = {
+            "a": float(values[0].mean()),
+            "b": float(values[1].mean()),
+            "difference": difference,
+            "interval": [difference - half, difference + half],
+            "p": _p_value(difference, deviation, freedom),
+            "deviation_groups": of_groups,
+            "deviation_runs": of_runs,
+        }
+    return result
 
 
 def paired_differences(
@@ -189,12 +259,30 @@ def paired_differences(
         difference = float(scores_a[name]["mean"]) - float(scores_b[name]["mean"])  # type: ignore[arg-type]
         deviation = _deviation(drawn_a[name] - drawn_b[name])
         half = norm.ppf((1 + LEVEL) / 2) * deviation
-        if deviation > 0 or np.isnan(deviation + difference):
-            p = 2 * norm.sf(abs(difference) / deviation)
-        else:
-            p = float(difference == 0)
-        result[name] = {"difference": difference, "interval": [difference - half, difference + half], "p": float(p)}
+        result[name] = {
+            "difference": difference,
+            "interval": [difference - half, difference + half],
+            "p": _p_value(difference, deviation),
+        }
     return result
+
+
+def _p_value(difference: float, deviation: float, freedom: float = np.inf) -> float:
+    """Two-sided, of no difference; 1 or 0 where nothing deviates."""
+    if deviation > 0 or np.isnan(deviation + difference):
+        return float(2 * t.sf(abs(difference) / deviation, freedom))
+    return float(difference == 0)
+
+
+def _check_same_folds(a: Predictions, b: Predictions) -> None:
+    if len(a.folds) != len(b.folds):
+        raise ValueError(f"a paired comparison needs the same folds, got {len(a.folds)} and {len(b.folds)} of them")
+    for number, (fold_a, fold_b) in enumerate(zip(a.folds, b.folds, strict=True), 1):
+        if not np.array_equal(fold_a.test, fold_b.test):
+            raise ValueError(
+                f"a paired comparison needs the same folds, but fold {number} of {len(a.folds)} tests other images, "
+                "or in another order"
+            )
 
 
 def _deviation(replicates: np.ndarray) -> float:
@@ -202,8 +290,12 @@ def _deviation(replicates: np.ndarray) -> float:
     defined = replicates[~np.isnan(replicates)]
     if len(defined) < 2:
         return float("nan")
-    deviation = float(np.std(defined, ddof=1))
-    return deviation if deviation > 1e-12 else 0.0
+    return _no_rounding(float(np.std(defined, ddof=1)))
+
+
+def _no_rounding(value: float) -> float:
+    """The value; 0 where it is one of rounding alone."""
+    return 0.0 if abs(value) <= 1e-12 else float(value)
 
 
 def _checked(labels: np.ndarray, predictions: Predictions, num_classes: int) -> np.ndarray:

@@ -83,13 +83,16 @@ def format_table(result: Mapping[str, Any]) -> str:
 
 
 def _differences(result: Mapping[str, Any], blocks: Mapping[tuple, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The differences of the first metric under the protocol that carries the claims."""
+    """The differences of the first metric under the protocol that carries the claims; between methods, where one has
+    several runs."""
     claims = ("linear", "standardized")
     block = claims if claims in blocks else next(iter(blocks))
     largest = max(entry["fraction"] for entry in blocks[block])
+    several = any(entry["runs"] > 1 for entry in result.get("methods", ()))
+    key = "method" if several else "model"
     chosen = [
         entry
-        for entry in result["comparisons"]
+        for entry in result["methods" if several else "comparisons"]
         if (entry["protocol"], entry["variant"]) == block and entry["fraction"] == largest
     ]
     if not chosen:
@@ -97,11 +100,12 @@ def _differences(result: Mapping[str, Any], blocks: Mapping[tuple, Sequence[Mapp
     metric = result["metrics"][0]
     same = "same folds" if result["folds"]["n"] > 1 else "same images"
     text = ["", f"Differences in {metric} on the {same}, with 95 % intervals: {TITLES[block]}"]
+    text += ["Means over the runs of each method"] if several else []
     width = max(len(entry["other"]) for entry in chosen)
-    for model in dict.fromkeys(entry["model"] for entry in chosen):
+    for model in dict.fromkeys(entry[key] for entry in chosen):
         text.append(f"  {model} against")
         for entry in chosen:
-            if entry["model"] == model:
+            if entry[key] == model:
                 found = entry["metrics"][metric]
                 low, high = found["interval"]
                 known = low is not None and high is not None

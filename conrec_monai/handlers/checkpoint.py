@@ -38,6 +38,7 @@ CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder.pt"
 # Settings that may change when a run goes on: the numbers it computes do not depend on them, or by rounding alone.
 FREE_SETTINGS = {
+    "recipe",  # names the values of others
     "dataset_dir",
     "output_dir",
     "num_workers",

@@ -25,6 +25,7 @@ from .dictionary import (
     RandMaskingd,
     RandOutPaintd,
     RandResizedCropd,
+    RandRotatedCropd,
     RandVerticalFlipd,
     RandZoomd,
     RandZoomFlipd,
@@ -50,7 +51,7 @@ from .intensity import (
     intensity_curve,
 )
 from .masking import MIN_MASKING_SIZE, RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
-from .spatial import RandHorizontalFlip, RandResizedCrop, RandVerticalFlip, RandZoom
+from .spatial import RandHorizontalFlip, RandResizedCrop, RandRotatedCrop, RandVerticalFlip, RandZoom
 from .views import TwoViews, TwoViewsd, Views
 
 __all__ = [
@@ -82,6 +83,8 @@ __all__ = [
     "RandOutPaintd",
     "RandResizedCrop",
     "RandResizedCropd",
+    "RandRotatedCrop",
+    "RandRotatedCropd",
     "RandVerticalFlip",
     "RandVerticalFlipd",
     "RandZoom",

@@ -21,7 +21,13 @@ from conrec_monai.transforms.augment import RandCropFlip, RandZoomFlip
 from conrec_monai.transforms.base import BatchRandTransform, BatchRandTransformd
 from conrec_monai.transforms.intensity import RandColorJitter, RandGaussianBlur, RandGrayscale, RandIntensityCurve
 from conrec_monai.transforms.masking import RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
-from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop, RandVerticalFlip, RandZoom
+from conrec_monai.transforms.spatial import (
+    RandHorizontalFlip,
+    RandResizedCrop,
+    RandRotatedCrop,
+    RandVerticalFlip,
+    RandZoom,
+)
 
 __all__ = [
     "RandColorJitterd",
@@ -35,6 +41,7 @@ __all__ = [
     "RandMaskingd",
     "RandOutPaintd",
     "RandResizedCropd",
+    "RandRotatedCropd",
     "RandVerticalFlipd",
     "RandZoomFlipd",
     "RandZoomd",
@@ -64,6 +71,12 @@ class RandVerticalFlipd(_Twin):
     """Dictionary twin of :class:`conrec_monai.transforms.RandVerticalFlip`, with its arguments after ``keys``."""
 
     array = RandVerticalFlip
+
+
+class RandRotatedCropd(_Twin):
+    """Dictionary twin of :class:`conrec_monai.transforms.RandRotatedCrop`, with its arguments after ``keys``."""
+
+    array = RandRotatedCrop
 
 
 class RandZoomd(_Twin):
@@ -103,19 +116,19 @@ class RandLocalPixelShuffled(_Twin):
 
 
 class RandInPaintd(_Twin):
-    """Dictionary twin of :class:`conrec_monai.transforms.RandInPaint`."""
+    """Dictionary twin of :class:`conrec_monai.transforms.RandInPaint`, with its arguments after ``keys``."""
 
     array = RandInPaint
 
 
 class RandOutPaintd(_Twin):
-    """Dictionary twin of :class:`conrec_monai.transforms.RandOutPaint`."""
+    """Dictionary twin of :class:`conrec_monai.transforms.RandOutPaint`, with its arguments after ``keys``."""
 
     array = RandOutPaint
 
 
 class RandMaskingd(_Twin):
-    """Dictionary twin of :class:`conrec_monai.transforms.RandMasking`."""
+    """Dictionary twin of :class:`conrec_monai.transforms.RandMasking`, with its arguments after ``keys``."""
 
     array = RandMasking
 

@@ -26,6 +26,13 @@ __all__ = ["MIN_MASKING_SIZE", "RandInPaint", "RandLocalPixelShuffle", "RandMask
 # The published window sizes are empty ranges below this height or width.
 MIN_MASKING_SIZE = 25
 BORDER = 3
+FILLS = ("random", "mean")
+
+
+def _checked_fill(fill: str) -> str:
+    if fill not in FILLS:
+        raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}.")
+    return fill
 
 
 def check_masking_size(shape: Sequence[int]) -> tuple[int, int]:
@@ -111,31 +118,41 @@ class RandLocalPixelShuffle(BatchRandTransform):
 
 
 class RandInPaint(BatchRandTransform):
-    """Covers small windows with one random color each.
+    """Covers small windows with one color each.
 
     Up to 5 windows with sides of int(0.14 S) to int(0.2 S) - 1 (S: side of the image), at least 3 px from the border,
     each drawn with probability 0.95 if all before it were. Source: arXiv 2104.04323 (maskings); the "in-painting" of
     Models Genesis, arXiv 1908.06912.
 
+    Args:
+        fill: "random", a random color for each window, as published, or "mean", the mean color of the image.
+
     Raises:
-        ValueError: for images smaller than 25 px.
+        ValueError: for another ``fill``, and for images smaller than 25 px.
     """
 
     max_windows = 5
     prob = 0.95
 
+    def __init__(self, fill: str = "random") -> None:
+        self.fill = _checked_fill(fill)
+
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
-        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nKC."""
+        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and random ``color``, shape nKC."""
         height, width = check_masking_size(shape)
         size = (n, self.max_windows)
         h, w = (self.R.randint(int(0.14 * s), int(0.2 * s), size=size) for s in (height, width))
         y, x = self.R.randint(BORDER, height - h - BORDER), self.R.randint(BORDER, width - w - BORDER)
         h = h * np.logical_and.accumulate(self.R.uniform(size=size) < self.prob, axis=1)
-        return {"windows": np.stack([y, x, h, w], axis=-1), "color": self.R.uniform(size=(*size, shape[0]))}
+        windows = {"windows": np.stack([y, x, h, w], axis=-1)}
+        return {**windows, "color": self.R.uniform(size=(*size, shape[0]))} if self.fill == "random" else windows
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
         inside = _inside(params["windows"], batch)
-        colors = on_device(params["color"], batch, torch.float32)[..., None, None]
+        if self.fill == "mean":
+            colors = batch.mean(dim=(2, 3), keepdim=True)[:, None].expand(-1, inside.shape[1], -1, -1, -1)
+        else:
+            colors = on_device(params["color"], batch, torch.float32)[..., None, None]
         uncovered = torch.ones_like(inside[:, 0])
         painted = torch.zeros_like(batch)
         for k in reversed(range(inside.shape[1])):  # a later window lies over an earlier one
@@ -146,21 +163,27 @@ class RandInPaint(BatchRandTransform):
 
 
 class RandOutPaint(BatchRandTransform):
-    """Covers all but a few large windows with one random color.
+    """Covers all but a few large windows with one color.
 
     Up to 5 windows, the first certain, the others each with probability 0.95 if all before it were, with sides from
     S - (3S // 7 - 1) to S - 2S // 7 (S: side of the image), at least 3 px from the border. Source: arXiv 2104.04323
     (maskings); the "out-painting" of Models Genesis, arXiv 1908.06912.
 
+    Args:
+        fill: "random", a random color, as published, or "mean", the mean color of the image.
+
     Raises:
-        ValueError: for images smaller than 25 px.
+        ValueError: for another ``fill``, and for images smaller than 25 px.
     """
 
     max_windows = 5
     prob = 0.95
 
+    def __init__(self, fill: str = "random") -> None:
+        self.fill = _checked_fill(fill)
+
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
-        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and ``color``, shape nC."""
+        """Draws ``windows`` (y, x, height, width), shape nK4, height 0 for none, and random ``color``, shape nC."""
         height, width = check_masking_size(shape)
         size = (n, self.max_windows)
         h, w = (s - self.R.randint(2 * s // 7, 3 * s // 7, size=size) for s in (height, width))
@@ -168,11 +191,14 @@ class RandOutPaint(BatchRandTransform):
         drawn = self.R.uniform(size=size) < self.prob
         drawn[:, 0] = True
         h = h * np.logical_and.accumulate(drawn, axis=1)
-        return {"windows": np.stack([y, x, h, w], axis=-1), "color": self.R.uniform(size=(n, shape[0]))}
+        windows = {"windows": np.stack([y, x, h, w], axis=-1)}
+        return {**windows, "color": self.R.uniform(size=(n, shape[0]))} if self.fill == "random" else windows
 
     def apply(self, batch: Tensor, params: Params) -> Tensor:
         visible = _inside(params["windows"], batch).amax(dim=1)
-        return (batch * visible).addcmul_(1 - visible, column(params["color"], batch))
+        mean = self.fill == "mean"
+        color = batch.mean(dim=(2, 3), keepdim=True) if mean else column(params["color"], batch)
+        return (batch * visible).addcmul_(1 - visible, color)
 
 
 class RandMasking(BatchRandTransform):
@@ -181,13 +207,20 @@ class RandMasking(BatchRandTransform):
     For images of one channel the shuffling has always 15 windows, and a non-linear intensity curve
     (:class:`RandIntensityCurve`) is a fourth possibility. Source: arXiv 2104.04323 (maskings).
 
+    Args:
+        prob: probability that an image is masked; 1 as published.
+        fill: of the painted windows, see :class:`RandInPaint`.
+
     Raises:
-        ValueError: for images smaller than 25 px.
+        ValueError: when an argument is out of its range, and for images smaller than 25 px.
     """
 
-    def __init__(self) -> None:
-        color = (RandLocalPixelShuffle(), RandInPaint(), RandOutPaint())
-        gray = (RandLocalPixelShuffle(prob=1.0), RandInPaint(), RandOutPaint(), RandIntensityCurve())
+    def __init__(self, prob: float = 1.0, fill: str = "random") -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be in [0, 1], got {prob}.")
+        self.prob, self.fill = prob, fill
+        color = (RandLocalPixelShuffle(), RandInPaint(fill), RandOutPaint(fill))
+        gray = (RandLocalPixelShuffle(prob=1.0), RandInPaint(fill), RandOutPaint(fill), RandIntensityCurve())
         self.color: tuple[BatchRandTransform, ...] = color
         self.gray: tuple[BatchRandTransform, ...] = gray
         self.set_random_state(state=self.R)
@@ -202,9 +235,11 @@ class RandMasking(BatchRandTransform):
         return self.gray if channels == 1 else self.color
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
-        """Draws ``masking``, the index of each sample's masking, and the parameters of every masking by class name."""
+        """Draws ``masking``, the index of a sample's masking (-1: none), and the parameters of each by class name."""
         maskings = self._maskings(shape[0])
         params: Params = {"masking": self.R.randint(len(maskings), size=n)}
+        if self.prob < 1:
+            params["masking"][self.R.uniform(size=n) >= self.prob] = -1
         for masking in maskings:
             params[type(masking).__name__] = masking.randomize(n, shape)
         return params

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from conrec_monai.transforms.base import BatchRandTransform, Params, on_device, separable, update_where
 
-__all__ = ["RandHorizontalFlip", "RandResizedCrop", "RandVerticalFlip", "RandZoom"]
+__all__ = ["RandHorizontalFlip", "RandResizedCrop", "RandRotatedCrop", "RandVerticalFlip", "RandZoom"]
 
 ATTEMPTS = 100  # to draw a large enough crop
 
@@ -51,6 +52,15 @@ def _cubic_rows(batch: Tensor, start: np.ndarray, length: np.ndarray, out_size: 
     return result
 
 
+def _check_crop(size: int, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}.")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be two increasing numbers in (0, 1], got {scale}.")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio must be two increasing positive numbers, got {ratio}.")
+
+
 class RandResizedCrop(BatchRandTransform):
     """Random crop, resized to a square by bicubic interpolation and clipped to [0, 1].
 
@@ -77,12 +87,7 @@ class RandResizedCrop(BatchRandTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         min_area: float = 0.1,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"size must be positive, got {size}.")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two increasing numbers in (0, 1], got {scale}.")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio must be two increasing positive numbers, got {ratio}.")
+        _check_crop(size, scale, ratio)
         if not 0 <= min_area < 0.7 * scale[1]:  # every aspect ratio must leave crops that are large enough
             raise ValueError(f"min_area must be from 0 to 0.7 of the largest scale {scale[1]}, got {min_area}.")
         self.size, self.scale, self.ratio, self.min_area = size, tuple(scale), tuple(ratio), min_area
@@ -119,6 +124,48 @@ class RandResizedCrop(BatchRandTransform):
         # the columns as rows of the transposed image: whole rows are copied many times as fast
         lying = _cubic_rows(batch, y, h, self.size).transpose(2, 3).contiguous()
         return _cubic_rows(lying, x, w, self.size).transpose(2, 3).clamp(0, 1).contiguous()
+
+
+class RandRotatedCrop(BatchRandTransform):
+    """Random rectangle of the image after a rotation about its center by any angle, resized to a square.
+
+    For a photograph that has no side which must be up, as that of a retina: its circle stays where it is. The area is
+    uniform in ``scale``, the aspect ratio (width / height) log-uniform in ``ratio``, a side that would be longer than
+    the image's is cut to it; the place is uniform. One bilinear interpolation, black where nothing is.
+
+    Args:
+        size: side of the result in pixels.
+        scale: smallest and largest area of the crop over that of the image.
+        ratio: range of the aspect ratio.
+
+    Raises:
+        ValueError: when an argument is out of its range.
+    """
+
+    def __init__(
+        self, size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ) -> None:
+        _check_crop(size, scale, ratio)
+        self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
+
+    def randomize(self, n: int, shape: Sequence[int]) -> Params:
+        """Draws ``theta``, shape n23: from places in the result to those in the image, both from -1 to 1 (x, y)."""
+        area, ratio = self.R.uniform(*self.scale, size=n), np.exp(self.R.uniform(*np.log(self.ratio), size=n))
+        long = shape[-2] / shape[-1]
+        ratio = ratio * long
+        sides = np.minimum(np.sqrt([area * ratio, area / ratio]), 1)  # width and height over those of the image
+        center = self.R.uniform(-1, 1, size=(2, n)) * (1 - sides)
+        angle = self.R.uniform(0, 2 * np.pi, size=n)
+        rotation = np.array([[np.cos(angle), -np.sin(angle) * long], [np.sin(angle) / long, np.cos(angle)]])  # 2, 2, n
+        theta = np.concatenate([rotation * sides, np.einsum("ijn,jn->in", rotation, center)[:, None]], axis=1)
+        return {"theta": theta.transpose(2, 0, 1)}
+
+    def apply(self, batch: Tensor, params: Params) -> Tensor:
+        """BCHW -> BC[size][size]."""
+        theta = on_device(params["theta"], batch, torch.float32)
+        grid = F.affine_grid(theta, [len(batch), batch.shape[1], self.size, self.size], align_corners=False)
+        # rounding of the interpolation may leave the range
+        return F.grid_sample(batch, grid, mode="bilinear", align_corners=False).clamp_(0, 1)
 
 
 def _linear_matrix(zoom: Tensor, size: int) -> Tensor:

@@ -28,8 +28,8 @@ from conrec_monai.transforms.base import (
     take,
 )
 from conrec_monai.transforms.intensity import RandColorJitter, RandGaussianBlur, RandGrayscale
-from conrec_monai.transforms.masking import RandMasking, check_masking_size
-from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop
+from conrec_monai.transforms.masking import FILLS, RandMasking, check_masking_size
+from conrec_monai.transforms.spatial import RandHorizontalFlip, RandResizedCrop, RandRotatedCrop
 
 __all__ = ["TwoViews", "TwoViewsd", "Views"]
 
@@ -48,33 +48,65 @@ class TwoViews(BatchRandTransform):
     """Two random views of each image, and their masked versions: the input of ConRec.
 
     Crop, flip, color jitter, grayscale and blur make the target (one channel: crop, flip and jitter), one of the
-    maskings makes the input from it. Without masking the input is the target: SimCLR. Source: arXiv 2104.04323 (views).
+    maskings makes the input from it. Without masking the input is the target: SimCLR. The defaults are the published
+    views. Source: arXiv 2104.04323 (views).
 
     Args:
         image_size: side of the views in pixels; at least 25 with masking.
-        masking: whether the input is masked.
+        masking_prob: probability that an input is masked; 0 for SimCLR.
+        masking_fill: of the painted windows: "random" or "mean", see :class:`RandInPaint`.
+        crop_scale: smallest area of a crop over that of the image, see :class:`RandResizedCrop`.
+        rotate: whether images are turned by any angle before they are cropped, see :class:`RandRotatedCrop`.
+        jitter: strength of the color jitter, see :class:`RandColorJitter`.
+        gray_prob: probability of grayscale.
+        blur_prob: probability of a blur.
 
     Raises:
-        ValueError: when ``image_size`` is too small.
+        ValueError: when an argument is out of its range, or ``image_size`` is too small.
     """
 
-    def __init__(self, image_size: int, masking: bool = True) -> None:
-        self.crop, self.flip, self.jitter = RandResizedCrop(image_size), RandHorizontalFlip(), RandColorJitter()
-        self.gray, self.blur, self.mask = RandGrayscale(), RandGaussianBlur(), RandMasking()
-        self.masking = masking
+    OPTIONS = ("masking_prob", "masking_fill", "crop_scale", "rotate", "jitter", "gray_prob", "blur_prob")
+
+    def __init__(
+        self,
+        image_size: int,
+        masking_prob: float = 1.0,
+        masking_fill: str = "random",
+        crop_scale: float = 0.08,
+        rotate: bool = False,
+        jitter: float = 1.0,
+        gray_prob: float = 0.2,
+        blur_prob: float = 0.5,
+    ) -> None:
+        for name, value in (("masking_prob", masking_prob), ("gray_prob", gray_prob), ("blur_prob", blur_prob)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        if masking_fill not in FILLS:
+            raise ValueError(f"masking_fill must be one of {', '.join(FILLS)}, got {masking_fill!r}.")
+        if not 0 < crop_scale <= 1:
+            raise ValueError(f"crop_scale must be in (0, 1], got {crop_scale}.")
+        if not jitter >= 0:
+            raise ValueError(f"jitter must not be negative, got {jitter}.")
+        crop = RandRotatedCrop if rotate else RandResizedCrop
+        self.crop: BatchRandTransform = crop(image_size, (crop_scale, 1.0))
+        self.flip, self.jitter = RandHorizontalFlip(), RandColorJitter(jitter)
+        self.gray, self.blur = RandGrayscale(gray_prob), RandGaussianBlur(blur_prob)
+        self.mask = RandMasking(masking_prob, masking_fill) if masking_prob else None
         self.image_size = image_size
-        if masking:
+        if self.mask is not None:
             check_masking_size((image_size, image_size))
         self.set_random_state(state=self.R)
 
     def _steps(self, channels: int) -> dict[str, BatchRandTransform]:
+        """What makes a target, in order, by the name of its parameters."""
         steps: dict[str, BatchRandTransform] = {"crop": self.crop, "flip": self.flip, "jitter": self.jitter}
         return steps if channels == 1 else {**steps, "gray": self.gray, "blur": self.blur}
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> TwoViews:
         super().set_random_state(seed, state)
         for transform in (self.crop, self.flip, self.jitter, self.gray, self.blur, self.mask):
-            transform.set_random_state(state=self.R)
+            if transform is not None:
+                transform.set_random_state(state=self.R)
         return self
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
@@ -84,7 +116,7 @@ class TwoViews(BatchRandTransform):
             name: step.randomize(2 * n, shape if name == "crop" else view)
             for name, step in self._steps(shape[0]).items()
         }
-        if self.masking:
+        if self.mask is not None:
             params["mask"] = self.mask.randomize(2 * n, view)
         return params
 
@@ -101,7 +133,7 @@ class TwoViews(BatchRandTransform):
         if at_once >= 2 * n:
             return self._apply(torch.cat([batch, batch]), params)
         target = batch.new_empty(2 * n, channels, self.image_size, self.image_size)
-        views = Views(torch.empty_like(target) if self.masking else target, target)
+        views = Views(torch.empty_like(target) if self.mask is not None else target, target)
         for start in range(0, 2 * n, at_once):
             places = np.arange(start, min(start + at_once, 2 * n))
             part = self._apply(batch.index_select(0, torch.from_numpy(places % n)), take(params, places))
@@ -114,7 +146,7 @@ class TwoViews(BatchRandTransform):
         target = images
         for name, step in self._steps(images.shape[1]).items():
             target = step.apply(target, params[name])
-        return Views(self.mask.apply(target, params["mask"]) if self.masking else target, target)
+        return Views(target if self.mask is None else self.mask.apply(target, params["mask"]), target)
 
     def __call__(self, img: NdarrayOrTensor) -> Views:
         """One image CHW -> its two views: :class:`Views` of shape 2CHW, of the image's array type."""
@@ -130,14 +162,12 @@ class TwoViewsd(BatchRandTransformd):
     Args:
         keys: keys of the images, each CHW.
         image_size: see :class:`TwoViews`.
-        masking: see :class:`TwoViews`.
         allow_missing_keys: whether a missing key is passed over.
+        **options: the other arguments of :class:`TwoViews`.
     """
 
-    def __init__(
-        self, keys: KeysCollection, image_size: int, masking: bool = True, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, TwoViews(image_size, masking), allow_missing_keys)
+    def __init__(self, keys: KeysCollection, image_size: int, allow_missing_keys: bool = False, **options: Any) -> None:
+        super().__init__(keys, TwoViews(image_size, **options), allow_missing_keys)
 
     def _store(self, result: dict[Hashable, NdarrayOrTensor], key: Hashable, output: Any) -> None:
         image = result[key]

@@ -27,12 +27,26 @@ def documented(section: str) -> dict[str, str]:
 
 def test_every_setting_is_documented_with_its_default():
     config = json.loads((BUNDLE / "configs" / "train.json").read_text())
+    recipes = config["recipes"]
     settings = {k for k in config["settings"] if not k.startswith("_") and k not in ("function", "device")}
+    settings -= set(recipes["paper"])
     rows = documented("Train")
     assert settings == set(rows)
-    words = {"resize", "pooling", "optimizer", "schedule", "on_error", "amp", "channels_last", "compile"}
+    words = {"recipe", "resize", "pooling", "on_error", "amp", "channels_last", "compile"}
     for name in settings - {"dataset_dir", "output_dir", "in_channels"}:
         assert (rows[name] if name in words else json.loads(rows[name])) == config[name], name
+
+
+def test_recipes_are_documented():
+    config = json.loads((BUNDLE / "configs" / "train.json").read_text())
+    text = (BUNDLE / "docs" / "README.md").read_text().split("## Recipes\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", text, re.MULTILINE)
+    shown = {recipe: {row[0]: row[place] for row in rows} for place, recipe in ((1, "fundus"), (2, "paper"))}
+    expected = {
+        recipe: {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+        for recipe, values in config["recipes"].items()
+    }
+    assert shown == expected
 
 
 def test_every_setting_of_the_evaluation_is_documented_with_its_default():

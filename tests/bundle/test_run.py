@@ -34,6 +34,7 @@ from conrec_monai.networks.utils import read_checkpoint, save_checkpoint
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "conrec_pretraining"
 TRAINING = {
+    "recipe": "paper",
     "dataset_dir": "phantom:n=40,size=32",
     "output_dir": "out",
     "image_size": 32,
@@ -88,7 +89,7 @@ def mistake(config: str = "train", **override: Any) -> str:
     ("values", "message"),
     [
         ({"image_size": 31}, r"image_size must be a multiple of 2 for 2 levels of features \(for example 30 or 32\)"),
-        ({"image_size": 24}, "image_size 24 is too small: maskings need images of at least 25 px"),
+        ({"image_size": 24}, "views of image_size 24: maskings need images of at least 25 px"),
         ({"image_size": "32px"}, "image_size must be a whole number, got '32px'"),
         ({"cache_size": "large"}, "cache_size must be a whole number"),
         ({"features": 64}, "features must be a list of whole numbers"),
@@ -99,7 +100,8 @@ def mistake(config: str = "train", **override: Any) -> str:
         ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'"),
         ({"batch_size": 64}, "batch_size 64 is larger than the data set: 40 images in phantom:n=40,size=32"),
         ({"batch_size": 0}, "batch_size must be at least 2, got 0"),
-        ({"masking": "no"}, "masking must be True or False, got 'no'"),
+        ({"recipe": "papers"}, "recipe must be one of paper, fundus, got 'papers'."),
+        ({"rotate": "no"}, "rotate must be True or False, got 'no'"),
         ({"learning_rate": -0.1}, "learning_rate must be positive, got -0.1"),
         ({"seed": 2**32}, "seed must be below"),
         ({"max_epochs": 2.5}, "max_epochs must be a whole number, got 2.5"),
@@ -194,6 +196,17 @@ def test_mistake_in_the_output(outside: Path) -> None:
     assert mistake(**{**TRAINING, "output_dir": "file/run"}).startswith("output_dir file/run cannot be written to: ")
 
 
+def test_recipe_gives_what_is_not_given(outside: Path) -> None:
+    recipes = json.loads((BUNDLE / "configs" / "train.json").read_text())["recipes"]
+    given = {"image_size": 32, "features": [4, 8], "batch_size": 8, "max_epochs": 1, "jitter": 0.25}
+    run("train", dataset_dir="phantom:n=40,size=32", output_dir="out", probe_every=0, **given)
+    settings = json.loads(Path("out/metrics.json").read_text())["settings"]
+    assert settings["recipe"] == "fundus"
+    expected = {**recipes["fundus"], **given}
+    del expected["learning_rate"]  # null there
+    assert {name: settings[name] for name in expected} == expected
+
+
 def test_mistake_about_an_earlier_run(outside: Path) -> None:
     run("train", **TRAINING)
     assert mistake(**TRAINING).startswith("out/checkpoint.pt exists; it is not overwritten: go on with that run")
@@ -227,7 +240,7 @@ def test_mistake_in_an_evaluation(outside: Path) -> None:
 
 def test_simclr_on_unlabeled_photographs(outside: Path) -> None:
     photographs(outside / "photos", 9)
-    changes = {"dataset_dir": "photos", "decoder": False, "masking": False, "pooling": "average", "resize": "pad"}
+    changes = {"dataset_dir": "photos", "decoder": False, "masking_prob": 0, "pooling": "average", "resize": "pad"}
     more = {"optimizer": "adam", "schedule": "warmup_cosine", "max_epochs": 1, "cache_size": 48, "probe_every": 1}
     run("train", **{**TRAINING, **changes, **more})
     assert load_model("out/checkpoint.pt").config["decoder"] is False
@@ -289,7 +302,7 @@ def test_unreadable_photographs_are_left_out_when_asked(outside: Path) -> None:
 def test_another_encoder(outside: Path) -> None:
     network = {"_target_": "conrec_monai.networks.nets.SimCLRNet"}
     network |= {"encoder": {"_target_": "conrec_monai.networks.nets.DenseNetEncoder"}}  # type: ignore[dict-item]
-    changes = {"decoder": False, "masking": False, "max_epochs": 1, "optimizer": "adamw", "batch_size": 20}
+    changes = {"decoder": False, "masking_prob": 0, "max_epochs": 1, "optimizer": "adamw", "batch_size": 20}
     run("train", **{**TRAINING, **changes, "network_def": network})
     encoder = load_encoder("out/encoder.pt")
     assert type(encoder).__name__ == "DenseNetEncoder" and encoder.num_features == 1024

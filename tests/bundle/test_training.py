@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from conrec_monai.bundle import (
     decode_training,
     pretraining_data,
     probe_data,
+    recipe_values,
     training_settings,
 )
 from conrec_monai.bundle.training import PretrainingData
@@ -36,6 +39,10 @@ from conrec_monai.engines import bfloat16_is_fast
 from conrec_monai.handlers.checkpoint import data_fingerprint
 from conrec_monai.networks.nets import ConRecUNet, DenseNetEncoder, SimCLRNet
 from conrec_monai.networks.utils import save_checkpoint
+from conrec_monai.transforms import TwoViews
+
+CONFIG = json.loads((Path(__file__).resolve().parents[2] / "bundles/conrec_pretraining/configs/train.json").read_text())
+VIEWS = ("crop_scale", "jitter", "gray_prob", "blur_prob", "masking_prob")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +54,7 @@ def datalist() -> Datalist:
 def settings(tmp_path: Path) -> dict[str, Any]:
     """Settings as a user gives them, none of them wrong."""
     return {
+        "recipe": "paper",
         "dataset_dir": "phantom:n=40,size=32",
         "output_dir": str(tmp_path / "run"),
         "section": None,
@@ -64,7 +72,13 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "field_of_view": None,
         "features": [4, 4, 4, 8],
         "pooling": "attention",
-        "masking": True,
+        "crop_scale": 0.08,
+        "rotate": False,
+        "jitter": 1.0,
+        "gray_prob": 0.2,
+        "blur_prob": 0.5,
+        "masking_prob": 1.0,
+        "masking_fill": "random",
         "decoder": True,
         "batch_size": 16,
         "max_epochs": 3,
@@ -91,6 +105,68 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "max_minutes": None,
         "resume": False,
     }
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_by_its_name() -> None:
+    recipes = {"a": {"alpha": 1}, "b": {"alpha": 2}}
+    assert recipe_values("b", recipes) == {"alpha": 2}
+    for recipe in ("c", "", None, 2, ["a"], {"a": 1}):
+        with pytest.raises(ValueError) as error:
+            recipe_values(recipe, recipes)
+        assert str(error.value) == f"recipe must be one of a, b, got {recipe!r}."
+
+
+def test_recipe_of_the_publication() -> None:
+    assert CONFIG["recipes"]["paper"] == {
+        "image_size": 224,
+        "features": [64, 128, 256, 512],
+        "field_of_view": None,
+        "crop_scale": 0.08,
+        "rotate": False,
+        "jitter": 1.0,
+        "gray_prob": 0.2,
+        "blur_prob": 0.5,
+        "masking_prob": 1,
+        "masking_fill": "random",
+        "alpha": 100,
+        "temperature": 0.5,
+        "batch_size": 16,
+        "max_epochs": 1200,
+        "optimizer": "lars",
+        "learning_rate": None,
+        "schedule": "constant",
+    }
+
+
+def test_recipe_of_the_publication_is_the_defaults_of_the_views() -> None:
+    parameters = inspect.signature(TwoViews).parameters
+    assert {name: parameters[name].default for name in TwoViews.OPTIONS} == {
+        name: CONFIG["recipes"]["paper"][name] for name in TwoViews.OPTIONS
+    }
+
+
+def test_recipes_hold_the_values_of_settings() -> None:
+    assert CONFIG["recipe"] in CONFIG["recipes"]
+    keys = {name: list(values) for name, values in CONFIG["recipes"].items()}
+    assert list(keys) == ["paper", "fundus"] and keys["paper"] == keys["fundus"]
+    for key in keys["paper"]:
+        assert CONFIG[key] == f"$@values['{key}']"
+        assert CONFIG["settings"][key] == f"@{key}"
+    taken = [key for key, value in CONFIG.items() if isinstance(value, str) and "@values" in value]
+    assert sorted(taken) == sorted(keys["paper"])
+    for part in ("train", "validate"):
+        assert {**CONFIG[part]["views"], "_target_": 0} == {
+            "_target_": 0,
+            **{name: f"@{name}" for name in ("image_size", *TwoViews.OPTIONS)},
+        }
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fundus"])
+def test_recipes_pass_the_checks(recipe: str, settings: dict[str, Any]) -> None:
+    check({**settings, **CONFIG["recipes"][recipe]}, load_datalist("phantom:n=64,size=32"), recipe=recipe)
 
 
 # --- training_settings ------------------------------------------------------------------------------------------------
@@ -122,7 +198,7 @@ def test_device_is_checked_and_no_setting(settings: dict[str, Any]) -> None:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["alpha", "temperature", "learning_rate"])
+@pytest.mark.parametrize("name", ["alpha", "temperature", "learning_rate", *VIEWS])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_not_finite(name: str, value: float, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be finite, got {value}\.$"):
@@ -179,7 +255,8 @@ def test_given_values_stay(settings: dict[str, Any], tmp_path: Path) -> None:
         ("alpha", None, "a number"),
         ("temperature", True, "a number"),
         ("learning_rate", "0.1x", "a number"),
-        ("masking", "yes", "True or False"),
+        *((name, value, "a number") for name in VIEWS for value in ("much", None, True, [0.5])),
+        *(("rotate", value, "True or False") for value in ("yes", 1, None)),
         ("decoder", 1, "True or False"),
         ("resume", None, "True or False"),
         ("amp", "bfloat16", "auto, True or False"),
@@ -226,8 +303,9 @@ def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: py
     "values",
     [
         {"image_size": 32, "features": [8] * 6},  # 1 px in the last level
-        {"image_size": 24, "masking": False},
+        {"image_size": 24, "masking_prob": 0},
         {"image_size": 26, "features": [4, 8]},
+        {"crop_scale": 1, "rotate": True, "jitter": 0, "gray_prob": 1, "blur_prob": 0, "masking_fill": "mean"},
         {"image_size": 32, "pooling": "flatten", "features": [4, 5], "decoder": False},
         {"cache_size": 8, "probe_every": 0, "pictures_every": 0, "alpha": 0},
     ],
@@ -246,7 +324,14 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"image_size": 32, "features": [8] * 7}, "image_size must be a multiple of 64 for 7 levels"),
         ({"image_size": 0}, "image_size must be at least 1, got 0."),
         ({"image_size": 5}, "image_size must be a multiple of 8 for 4 levels of features (for example 8), got 5."),
-        ({"image_size": 24}, "image_size 24 is too small: maskings need images of at least 25 px a side, got 24 x 24."),
+        ({"image_size": 24}, "views of image_size 24: maskings need images of at least 25 px a side, got 24 x 24."),
+        ({"crop_scale": 0}, "views of image_size 32: crop_scale must be in (0, 1], got 0."),
+        ({"crop_scale": 1.5}, "views of image_size 32: crop_scale must be in (0, 1], got 1.5."),
+        *(
+            ({name: value}, f"views of image_size 32: {name} must be in [0, 1], got {value}.")
+            for name in ("gray_prob", "blur_prob", "masking_prob")
+            for value in (-0.1, 2)
+        ),
         ({"batch_size": 41}, "batch_size 41 is larger than the data set: 40 images in phantom:n=40,size=32."),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1."),
         ({"batch_size": 0}, "batch_size must be at least 2, got 0."),
@@ -285,6 +370,23 @@ def test_mistake(values: dict[str, Any], message: str, settings: dict[str, Any],
         check(settings, datalist, **values)
     assert str(error.value).startswith(message)
     assert not Path(settings["output_dir"]).exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"masking_fill": "blue"}, "fill must be one of random, mean, got 'blue'."),
+        ({"masking_fill": None}, "fill must be one of random, mean, got None."),
+        ({"masking_fill": ["mean"]}, "fill must be one of random, mean, got ['mean']."),
+        ({"jitter": -1}, "must not be negative, got -1."),
+    ],
+)
+def test_mistake_in_a_part_of_the_views(
+    values: dict[str, Any], message: str, settings: dict[str, Any], datalist: Datalist
+) -> None:
+    with pytest.raises(ValueError) as error:
+        check(settings, datalist, **values)
+    assert str(error.value).startswith("views of image_size 32: ") and str(error.value).endswith(message)
 
 
 @pytest.mark.parametrize("name", ["encoder.pt", "metrics.csv"])
@@ -338,12 +440,15 @@ def test_run_is_not_overwritten(settings: dict[str, Any], datalist: Datalist, ea
 
 def test_run_goes_on(settings: dict[str, Any], datalist: Datalist, earlier: Path) -> None:
     check(settings, datalist, resume=True, max_epochs=2, probe_every=1)  # written whole, or done: both may be
+    check(settings, datalist, resume=True, recipe="fundus")  # a name alone: the values are the same
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"features": [4, 8]}, "other settings: features [4, 4, 4, 8] then, [4, 8] now."),
+        ({"crop_scale": 0.3}, "other settings: crop_scale 0.08 then, 0.3 now."),
+        ({"masking_fill": "mean"}, "other settings: masking_fill 'random' then, 'mean' now."),
         ({"pooling": "average"}, "other settings: pooling 'attention' then, 'average' now."),
         ({"batch_size": 8}, "other settings: batch_size 16 then, 8 now, learning_rate 0.3 then, 0.2121"),
         ({"max_epochs": 1}, "checkpoint.pt is already after epoch 2, max_epochs is 1."),

@@ -18,10 +18,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from conrec_monai.evaluation.metrics import auroc, metric_names, qwk
 from conrec_monai.evaluation.predictions import FoldPrediction, Predictions
-from conrec_monai.evaluation.statistics import bootstrap, compare, interval, score
+from conrec_monai.evaluation.statistics import bootstrap, compare, compare_runs, interval, score
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -220,6 +221,92 @@ def test_compare_refuses_other_folds() -> None:
     other = Predictions([*MODEL.folds[:2], MODEL.folds[0], *MODEL.folds[3:]])
     with pytest.raises(ValueError, match="fold 3 of 6 tests other images"):
         compare(LABELS, MODEL, other, None, True, 4)
+
+
+def shares(*wrong: int) -> list[Predictions]:
+    """Runs on the images of TESTS, each with so many of the 60 wrong."""
+    runs = []
+    for number in wrong:
+        predicted = np.where(np.arange(60) < number, (LABELS + 1) % 4, LABELS)
+        runs.append(Predictions([FoldPrediction.of_classes(test, np.eye(4)[predicted[test]]) for test in TESTS]))
+    return runs
+
+
+def test_compare_runs_of_one_run_each_is_compare() -> None:
+    a, b = predictions(TESTS, 60, seed=1), predictions(TESTS, 60, seed=2)
+    groups = np.arange(60) // 2
+    result = compare_runs(LABELS, [a], [b], groups, True, 4, replicates=100, seed=4)
+    expected = compare(LABELS, a, b, groups, True, 4, replicates=100, seed=4)
+    assert list(result) == list(expected) == list(metric_names(True, 4))
+    scores = [score(LABELS, p, True, 4) for p in (a, b)]
+    for metric, found in result.items():
+        for name, value in expected[metric].items():
+            assert found[name] == pytest.approx(value, abs=1e-12), (metric, name)
+        assert [found["a"], found["b"]] == [entry[metric]["mean"] for entry in scores]
+        assert found["deviation_runs"] == 0
+        low, high = found["interval"]  # type: ignore[misc]
+        assert high - low == pytest.approx(2 * 1.96 * found["deviation_groups"], abs=1e-4)  # type: ignore[operator]
+
+
+def test_compare_runs_by_hand() -> None:
+    # Accuracies 1, 0.8 and 0.6 against 0.5 and 0.3: variances between the runs 0.04 and 0.02.
+    a, b = shares(0, 12, 24), shares(30, 42)
+    found = compare_runs(LABELS, a, b, None, True, 4, replicates=200, seed=4)["accuracy"]
+    assert [found["a"], found["b"], found["difference"]] == pytest.approx([0.8, 0.4, 0.4])
+    of_runs = (0.04 / 3 + 0.02 / 2) ** 0.5
+    assert found["deviation_runs"] == pytest.approx(of_runs)
+    # The replicates of the mean difference: an image that n of the runs have right is worth n / 3 less n / 2.
+    means = [sum(bootstrap(LABELS, p, None, True, 4, 200, 4)["accuracy"] for p in runs) / len(runs) for runs in (a, b)]
+    of_groups = np.std(means[0] - means[1], ddof=1)
+    assert found["deviation_groups"] == pytest.approx(of_groups)
+    # Welch and Satterthwaite: the variance of groups is known, those of the runs by 2 and by 1 degree of freedom.
+    deviation = (of_runs**2 + of_groups**2) ** 0.5
+    freedom = deviation**4 / ((0.04 / 3) ** 2 / 2 + (0.02 / 2) ** 2 / 1)
+    half = stats.t.ppf(0.975, freedom) * deviation
+    assert 2 < freedom < 4
+    assert found["interval"] == pytest.approx([0.4 - half, 0.4 + half])
+    assert found["p"] == pytest.approx(2 * stats.t.sf(0.4 / deviation, freedom))
+    back = compare_runs(LABELS, b[::-1], a[::-1], None, True, 4, replicates=200, seed=4)["accuracy"]
+    assert [-back["difference"], back["p"]] == pytest.approx([found["difference"], found["p"]])  # type: ignore[operator]
+
+
+def test_compare_runs_needs_more_than_lucky_seeds() -> None:
+    """Runs that differ widely: what one pair of them shows with certainty, all together do not."""
+    assert compare_runs(LABELS, shares(0), shares(42), None, True, 4, 50)["accuracy"]["p"] < 1e-6  # type: ignore[operator]
+    found = compare_runs(LABELS, shares(0, 48), shares(42, 20), None, True, 4, 50)["accuracy"]
+    assert found["p"] > 0.5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [(2, 2), (1, 2), (3, 3), (5, 1), (3, 5)],
+)
+def test_compare_runs_of_equal_methods(runs: tuple[int, int]) -> None:
+    a, b = ([MODEL] * number for number in runs)
+    for metric, found in compare_runs(LABELS, a, b, None, True, 4, replicates=20).items():
+        assert [found["difference"], *found["interval"]] == pytest.approx([0, 0, 0], abs=1e-12), metric  # type: ignore[misc]
+        assert found["p"] == 1, metric
+
+
+def test_compare_runs_where_a_metric_is_undefined() -> None:
+    labels = np.zeros(6, dtype=int)
+    a, b, c = (predictions([np.arange(6)], 6, seed=seed) for seed in (0, 1, 2))
+    found = compare_runs(labels, [a, b], [c], None, True, 4, replicates=20)["auroc"]
+    assert np.isnan([found[name] for name in ("a", "b", "difference", "p", "deviation_runs")]).all()
+    assert np.isnan(found["interval"]).all()
+
+
+def test_compare_runs_refuses_no_run_and_other_folds() -> None:
+    with pytest.raises(ValueError, match="^a comparison needs at least one run of each method, got 0 and 1$"):
+        compare_runs(LABELS, [], [MODEL], None, True, 4)
+    with pytest.raises(ValueError, match="^a comparison needs at least one run of each method, got 2 and 0$"):
+        compare_runs(LABELS, [MODEL, MODEL], [], None, True, 4)
+    fewer = Predictions(MODEL.folds[:3])
+    other = Predictions([*MODEL.folds[:2], MODEL.folds[0], *MODEL.folds[3:]])
+    for run, message in ((fewer, "got 6 and 3 of them$"), (other, "but fold 3 of 6 tests other images, or in another")):
+        for a, b in (([MODEL, run], [MODEL]), ([MODEL], [run]), ([MODEL], [MODEL, run])):
+            with pytest.raises(ValueError, match=f"^a paired comparison needs the same folds, {message}"):
+                compare_runs(LABELS, a, b, None, True, 4)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     """A folder of results with the two models of a drawn set, and the lines that were printed."""
     results, lines = tmp_path_factory.mktemp("results"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "_run_child", in_process)
+        patch.setattr(common, "run_child", in_process)
         lab = common.Lab(tiny(), "nowhere", results, command="python table1.py", progress=lines.append)
         lab.densenet = None  # whatever this machine's cache holds
         table1.run(lab, columns("circle-square", "dogs"), rows("conrec", "densenet-imagenet", "unet-supervised"))
@@ -146,7 +146,7 @@ def test_the_whole_table(finished: tuple[Path, list[str]]) -> None:
 def test_what_is_finished_is_not_repeated(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     results, _ = finished
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
-    monkeypatch.setattr(common, "_run_child", never)
+    monkeypatch.setattr(common, "run_child", never)
     lines: list[str] = []
     lab = common.Lab(tiny(), "nowhere", results, command="python table1.py", progress=lines.append)
     lab.densenet = None
@@ -157,7 +157,7 @@ def test_what_is_finished_is_not_repeated(finished: tuple[Path, list[str]], monk
 
 def test_another_setting_runs_again(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     results, _ = finished
-    monkeypatch.setattr(common, "_run_child", never)
+    monkeypatch.setattr(common, "run_child", never)
     lab = common.Lab(tiny(), "nowhere", results, progress=lambda line: None, supervised_epochs=2)
     column, row = columns("circle-square")[0], rows("unet-supervised")[0]
     assert lab.fine_tuning(column, row) == {"epochs": 2}
@@ -166,7 +166,7 @@ def test_another_setting_runs_again(finished: tuple[Path, list[str]], monkeypatc
 
 def test_time_is_that_of_the_very_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted job adds its parts up; one of other settings does not count what was done before."""
-    monkeypatch.setattr(common, "_run_child", lambda command, log: 0)
+    monkeypatch.setattr(common, "run_child", lambda command, log: 0)
     lab = common.Lab(tiny(), "nowhere", tmp_path)
     (column,) = columns("circle-square")
     clock = iter(range(0, 1000, 10))
@@ -220,7 +220,7 @@ def test_a_failed_job_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         print("first\nError: no such thing", file=log)
         return 1
 
-    monkeypatch.setattr(common, "_run_child", fails)
+    monkeypatch.setattr(common, "run_child", fails)
     lab = common.Lab(tiny(), "nowhere", tmp_path, progress=lambda line: None)
     with pytest.raises(ValueError, match=r"conrec failed, train\.log ends with: Error: no such thing"):
         table1.run(lab, columns("circle-square"), rows("conrec"))
@@ -229,7 +229,7 @@ def test_a_failed_job_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_figure(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     results, _ = finished
-    monkeypatch.setattr(common, "_run_child", in_process)
+    monkeypatch.setattr(common, "run_child", in_process)
     monkeypatch.setattr(figure3, "FRACTIONS", (0.5, 1.0))
     monkeypatch.setattr(figure3, "REPEATS", 2)
     lab = common.Lab(tiny(), "nowhere", results, command="python figure3.py", progress=lambda line: None)
@@ -413,7 +413,7 @@ def test_commands_of_the_cpu_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = lab.pretraining_command(column, rows("simclr")[0])
     given = "--image_size 64 --features [16,32,64,128] --max_epochs 16 --batch_size 32 --optimizer adamw"
     given += " --schedule warmup_cosine --probe_every 0 --pictures_every 0 --seed 0 --resume True"
-    given += " --decoder False --masking False --pooling average"
+    given += " --decoder False --masking_prob 0 --pooling average"
     assert command[command.index("--image_size") :] == given.split()
     assert command[command.index("--output_dir") + 1] == "out/pretrained/aptos/simclr"
     # The same encoders, other images.
@@ -460,7 +460,7 @@ def test_an_interruption_is_handed_on_and_waited_for(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with log.open("w") as file, pytest.raises(KeyboardInterrupt):
-            common._run_child([sys.executable, "-c", code], file)
+            common.run_child([sys.executable, "-c", code], file)
     finally:
         signal.signal(signal.SIGINT, before)
     assert log.read_text() == "saved\n"

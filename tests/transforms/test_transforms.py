@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import colorsys
+import inspect
 
 import numpy as np
 import pytest
@@ -42,6 +43,8 @@ from conrec_monai.transforms import (
     RandOutPaintd,
     RandResizedCrop,
     RandResizedCropd,
+    RandRotatedCrop,
+    RandRotatedCropd,
     TwoViews,
     TwoViewsd,
     Views,
@@ -63,7 +66,14 @@ TWINS = [
     (RandInPaint, RandInPaintd, {}),
     (RandOutPaint, RandOutPaintd, {}),
     (RandMasking, RandMaskingd, {}),
+    (RandRotatedCrop, RandRotatedCropd, {"size": 32}),
+    (RandInPaint, RandInPaintd, {"fill": "mean"}),
+    (RandOutPaint, RandOutPaintd, {"fill": "mean"}),
+    (RandMasking, RandMaskingd, {"prob": 0.5, "fill": "mean"}),
 ]
+
+OPTIONS = {"masking_prob": 0.5, "masking_fill": "mean", "crop_scale": 0.3, "rotate": True}
+OPTIONS |= {"jitter": 0.5, "gray_prob": 0.1, "blur_prob": 0.3}
 
 
 def _images(n: int = 12, channels: int = 3, size: int = 40) -> torch.Tensor:
@@ -87,14 +97,15 @@ def test_batched_equals_per_sample_equals_dictionary(array, dictionary, argument
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("masking", [True, False])
-def test_two_views_batched_equals_per_sample(channels, masking):
+@pytest.mark.parametrize("options", [{}, {"masking_prob": 0}, OPTIONS])
+def test_two_views_batched_equals_per_sample(channels, options):
     images = _images(6, channels)
-    transform = TwoViews(32, masking).set_random_state(0)
+    transform = TwoViews(32, **options).set_random_state(0)
     params = transform.randomize(6, images.shape[1:])
     views = transform.apply(images, params)
     assert views.input.shape == views.target.shape == (12, channels, 32, 32)
-    assert torch.equal(views.input, views.target) != masking
+    assert (views.input is views.target) == (options.get("masking_prob") == 0)
+    assert torch.equal(views.input, views.target) == (views.input is views.target)
     for i in range(6):
         alone = transform.apply(images[i : i + 1], take(params, [i, 6 + i]))
         for whole, part in zip(views, alone, strict=True):
@@ -114,11 +125,42 @@ def test_one_state_drives_every_step():
         assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_two_views_array_and_dictionary():
+def test_options_are_all_arguments_but_the_size():
+    assert ("image_size", *TwoViews.OPTIONS) == tuple(inspect.signature(TwoViews).parameters)
+    assert set(OPTIONS) == set(TwoViews.OPTIONS)
+    with pytest.raises(TypeError, match="masking"):
+        TwoViewsd("image", 32, masking=True)
+    assert TwoViewsd("image", 32, allow_missing_keys=True, **OPTIONS)({"label": 1}) == {"label": 1}
+
+
+@pytest.mark.parametrize(("channels", "following"), [(3, 544200176), (1, 753217307)])
+def test_defaults_draw_in_the_published_order(channels, following):
+    shape, view = (channels, 40, 44), (channels, 32, 32)
+    views = TwoViews(32).set_random_state(0)
+    params = views.randomize(4, shape)
+    state = np.random.RandomState(0)
+    steps = {"crop": RandResizedCrop(32), "flip": RandHorizontalFlip(), "jitter": RandColorJitter()}
+    steps |= {"gray": RandGrayscale(), "blur": RandGaussianBlur()} if channels == 3 else {}
+    expected = {
+        name: step.set_random_state(state=state).randomize(8, shape if name == "crop" else view)
+        for name, step in steps.items()
+    }
+    maskings = [RandLocalPixelShuffle(), RandInPaint(), RandOutPaint()]
+    if channels == 1:
+        maskings = [RandLocalPixelShuffle(prob=1.0), *maskings[1:], RandIntensityCurve()]
+    expected["mask"] = {"masking": state.randint(len(maskings), size=8)}
+    for masking in maskings:
+        expected["mask"][type(masking).__name__] = masking.set_random_state(state=state).randomize(8, view)
+    np.testing.assert_equal(params, expected)
+    assert views.R.randint(2**31) == state.randint(2**31) == following  # as the first release drew
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS])
+def test_two_views_array_and_dictionary(options):
     image = (_images()[0].numpy() * 255).astype(np.uint8)
     before = image.copy()
-    views = TwoViews(32).set_random_state(1)(image)
-    result = TwoViewsd("image", 32).set_random_state(1)({"image": image, "label": 2})
+    views = TwoViews(32, **options).set_random_state(1)(image)
+    result = TwoViewsd("image", 32, **options).set_random_state(1)({"image": image, "label": 2})
     assert (
         isinstance(views.input, np.ndarray) and views.input.shape == (2, 3, 32, 32) and views.input.dtype == np.float32
     )
@@ -140,10 +182,15 @@ def test_types_and_ranges():
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 999), channels=st.sampled_from([1, 3]), size=st.integers(25, 48))
-def test_views_stay_in_range(seed, channels, size):
+@given(
+    seed=st.integers(0, 999),
+    channels=st.sampled_from([1, 3]),
+    size=st.integers(25, 48),
+    options=st.sampled_from([{}, OPTIONS]),
+)
+def test_views_stay_in_range(seed, channels, size, options):
     images = torch.rand(3, channels, 30, 41, generator=torch.Generator().manual_seed(seed))
-    for view in TwoViews(size).set_random_state(seed).batch(images):
+    for view in TwoViews(size, **options).set_random_state(seed).batch(images):
         assert view.dtype == torch.float32 and view.shape == (6, channels, size, size)
         assert view.min() >= 0 and view.max() <= 1
 
@@ -251,6 +298,98 @@ def test_painting_by_hand():
     assert (out == 0.5).all(0).sum() == 28
 
 
+def test_painting_with_the_mean_by_hand():
+    first = torch.zeros(3, 32, 32)
+    first[0, :, :16], first[0, :, 16:], first[1], first[2, :8] = 0.25, 0.75, 0.125, 1
+    images = torch.stack([first, 1 - first])
+    before = images.clone()
+    means = torch.tensor([[0.5, 0.125, 0.25], [0.5, 0.875, 0.75]])[..., None, None]
+    windows = np.array([[[3, 3, 4, 5], [5, 6, 4, 4], [0, 0, 0, 9]], [[20, 4, 5, 6], [3, 14, 9, 4], [0, 0, 0, 9]]])
+    inside = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    inside[0, 0, 3:7, 3:8] = inside[0, 0, 5:9, 6:10] = inside[1, 0, 20:25, 4:10] = inside[1, 0, 3:12, 14:18] = True
+    for part in (slice(0, 2), slice(0, 1), slice(1, 2)):
+        x, covered, mean, params = images[part], inside[part], means[part], {"windows": windows[part]}
+        assert torch.equal(RandInPaint("mean").apply(x, params), torch.where(covered, mean, x))
+        assert torch.equal(RandOutPaint("mean").apply(x, params), torch.where(covered, x, mean))
+    assert torch.equal(images, before)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), channels=st.sampled_from([1, 3]))
+def test_painted_pixels_have_the_mean_of_the_target(seed, channels):
+    transform = TwoViews(32, masking_fill="mean").set_random_state(seed)
+    params = transform.randomize(6, (channels, 40, 44))
+    views = transform.apply(_images(6, channels), params)
+    for masking, x, target in zip(params["mask"]["masking"], *views, strict=True):
+        if masking in (1, 2):  # in- or out-painting
+            changed = (x != target).any(0)
+            mean = target.mean(dim=(1, 2))[:, None].expand(-1, int(changed.sum()))
+            torch.testing.assert_close(x[:, changed], mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("prob", [0.25, 0.5, 1])
+def test_masking_prob(channels, prob):
+    images = torch.rand(200, channels, 32, 32)
+    transform = TwoViews(25, prob).set_random_state(0)
+    params = transform.randomize(200, images.shape[1:])
+    views = transform.apply(images, params)
+    whole = torch.from_numpy(params["mask"]["masking"] == -1)
+    equal = (views.input == views.target).flatten(1).all(1)
+    assert equal[whole].all() and equal[~whole].float().mean() < 0.1  # now and then no window is drawn
+    assert abs(whole.sum() - 400 * (1 - prob)) <= 5 * (400 * prob * (1 - prob)) ** 0.5  # none for 1
+
+
+def test_no_masking():
+    images = torch.rand(5, 3, 32, 32)
+    transform = TwoViews(9, masking_prob=0).set_random_state(0)
+    assert "mask" not in transform.randomize(5, images.shape[1:])
+    views = transform.batch(images)
+    assert views.input is views.target
+    masking = RandMasking(0).set_random_state(0)
+    assert masking.batch(images) is images and (masking.randomize(9, (3, 32, 32))["masking"] == -1).all()
+
+
+def test_rotated_crop_of_given_places():
+    """A quarter turn of the whole image, and its upper right quarter."""
+    image = torch.rand(1, 3, 32, 32)
+    crop = RandRotatedCrop(32)
+    quarter = np.array([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    torch.testing.assert_close(crop.apply(image, {"theta": quarter}), image.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+    corner = np.array([[[0.5, 0.0, 0.5], [0.0, 0.5, -0.5]]])
+    found = RandRotatedCrop(16).apply(image, {"theta": corner})
+    torch.testing.assert_close(found, image[:, :, :16, 16:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_rotated_crop_keeps_shapes_and_turns_by_any_angle(width):
+    params = RandRotatedCrop(9, (0.3, 0.6), (0.8, 1.25)).set_random_state(0).randomize(4000, (3, 40, width))
+    pixels = np.array([width, 40])[:, None] / 2 * params["theta"][:, :, :2]  # in pixels of the image
+    sides = np.linalg.norm(pixels, axis=1)  # half the width and the height of a crop, whatever way it is turned
+    cosine = (pixels[..., 0] * pixels[..., 1]).sum(1) / sides.prod(1)
+    assert abs(cosine).max() < 1e-6  # still a rectangle
+    area, ratio = 4 * sides.prod(1) / (40 * width), sides[:, 0] / sides[:, 1]
+    assert area.max() <= 0.6 + 1e-9 and area.mean() == pytest.approx(0.45 if width == 40 else 0.42, abs=0.02)
+    if width == 40:
+        assert area.min() >= 0.3 and 0.8 <= ratio.min() and ratio.max() <= 1.25
+        assert abs(np.log(ratio).mean()) < 0.01
+    angle = np.arctan2(pixels[:, 1, 0], pixels[:, 0, 0])
+    counts = np.histogram(angle, bins=8, range=(-np.pi, np.pi))[0]
+    assert abs(counts - 500).max() < 5 * (4000 * 7 / 64) ** 0.5
+
+
+def test_rotated_crop_keeps_the_circle_of_a_retina():
+    """The whole of a white disk, turned: the same disk; a crop of its center: white."""
+    rows = torch.linspace(-1, 1, 64)
+    radius = (rows[:, None] ** 2 + rows**2).sqrt()
+    disk = (radius < 0.95).float().expand(50, 1, 64, 64)
+    turned = RandRotatedCrop(64, (1, 1), (1, 1)).set_random_state(0).batch(disk)
+    assert turned[..., radius < 0.9].min() > 0.99 and turned[..., radius > 1].max() < 0.01
+    params = {"theta": RandRotatedCrop(64, (0.4, 0.4), (1, 1)).set_random_state(0).randomize(50, (1, 64, 64))["theta"]}
+    params["theta"][:, :, 2] = 0
+    assert RandRotatedCrop(64).apply(disk, params).min() > 0.99
+
+
 def test_gray_images_get_four_maskings_and_always_fifteen_windows():
     params = RandMasking().set_random_state(0).randomize(400, (1, 32, 32))
     assert set(params["masking"]) == {0, 1, 2, 3}
@@ -278,6 +417,21 @@ def test_gray_images_get_four_maskings_and_always_fifteen_windows():
         (lambda: RandResizedCrop(9, scale=(0.5, 1.5)), "scale"),
         (lambda: RandResizedCrop(9, ratio=(2, 1)), "ratio"),
         (lambda: RandResizedCrop(9, min_area=0.9), "min_area"),
+        (lambda: RandInPaint("blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
+        (lambda: RandOutPaint("blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
+        (lambda: RandMasking(fill="blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
+        (lambda: RandMasking(1.5), "^prob must be in \\[0, 1\\], got 1.5\\.$"),
+        (lambda: RandRotatedCrop(0), "size"),
+        (lambda: RandRotatedCrop(9, scale=(0.5, 0.4)), "scale"),
+        (lambda: RandRotatedCrop(9, ratio=(0, 1)), "ratio"),
+        (lambda: TwoViews(32, -0.1), "^masking_prob must be in \\[0, 1\\], got -0.1\\.$"),
+        (lambda: TwoViews(32, float("nan")), "^masking_prob must be in \\[0, 1\\], got nan\\.$"),
+        (lambda: TwoViews(32, gray_prob=2), "^gray_prob must be in \\[0, 1\\], got 2\\.$"),
+        (lambda: TwoViews(32, blur_prob=-1), "^blur_prob must be in \\[0, 1\\], got -1\\.$"),
+        (lambda: TwoViews(32, crop_scale=0), "^crop_scale must be in \\(0, 1\\], got 0\\.$"),
+        (lambda: TwoViews(32, crop_scale=1.1), "^crop_scale must be in \\(0, 1\\], got 1.1\\.$"),
+        (lambda: TwoViews(32, masking_fill="blue"), "^masking_fill must be one of random, mean, got 'blue'\\.$"),
+        (lambda: TwoViews(32, jitter=-1), "^jitter must not be negative, got -1\\.$"),
     ],
 )
 def test_errors(call, message):
@@ -295,7 +449,12 @@ def test_missing_key():
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_parts_of_a_batch_are_those_of_the_whole(channels, replicas):
     images = torch.rand(6, channels, 32, 32)
-    for make in (lambda: TwoViews(32), lambda: RandMasking()):
+    for make in (
+        lambda: TwoViews(32),
+        lambda: TwoViews(32, **OPTIONS),
+        lambda: RandMasking(),
+        lambda: RandMasking(0.5, "mean"),
+    ):
         whole_of, *parts_of = (make().set_random_state(3) for _ in range(replicas + 1))
         whole = whole_of.batch(images)
         parts = [t.batch(x, i, replicas) for i, (t, x) in enumerate(zip(parts_of, images.chunk(replicas), strict=True))]
@@ -310,13 +469,14 @@ def test_parts_of_a_batch_are_those_of_the_whole(channels, replicas):
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_parts_in_the_cache_are_the_whole(channels, monkeypatch):
+@pytest.mark.parametrize("options", [{}, OPTIONS, {**OPTIONS, "masking_prob": 0}])
+def test_parts_in_the_cache_are_the_whole(channels, options, monkeypatch):
     images = torch.rand(7, channels, 32, 32)
-    whole = TwoViews(32).set_random_state(5).batch(images)
+    whole = TwoViews(32, **options).set_random_state(5).batch(images)
     monkeypatch.setattr(
         "conrec_monai.transforms.views.CACHE_BYTES", 3 * 4 * channels * 32**2 // torch.get_num_threads()
     )
-    in_parts = TwoViews(32).set_random_state(5).batch(images)
+    in_parts = TwoViews(32, **options).set_random_state(5).batch(images)
     for a, b in zip(whole, in_parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
