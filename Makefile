@@ -112,7 +112,7 @@ aptos-64px: $(VENV)/installed
 # docs/results/synthetic_64px.md: the two synthetic sets, three methods at equal settings. Some 2 hours on 2 cores.
 SMALL = --recipe paper --image_size 64 --features "[16,32,64,128]" --max_epochs 60 --batch_size 32 --optimizer adamw \
   --schedule warmup_cosine --probe_every 20 --pictures_every 20 --seed 0 --resume True
-SIMCLR = --decoder False --masking_prob 0
+SIMCLR = --decoder False --masked_views 0
 SYNTHETIC := $(foreach s,circle-square rectangle-triangle,$(foreach m,conrec simclr simclr-attention,$(s)/$(m)))
 
 synthetic-64px: $(SYNTHETIC:%=$(SYNTHETIC_RESULTS)/%/evaluation/metrics.json)

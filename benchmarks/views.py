@@ -69,7 +69,7 @@ SIGMA = (0.1, 2.0)
 
 def conrec_chain(size: int, masking: bool, seed: int) -> Chain:
     """The chain of this library."""
-    return TwoViews(size, float(masking)).set_random_state(seed).batch
+    return TwoViews(size, 2 * masking).set_random_state(seed).batch
 
 
 def monai_compose(size: int, masking: bool, seed: int) -> Compose:

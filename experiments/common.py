@@ -119,7 +119,7 @@ COLUMNS = (
     Column("rectangle-triangle", "rectangle-triangle", "rectangle-triangle", "rectangle-triangle", drawn=True),
 )
 
-SIMCLR = {"decoder": False, "masking_prob": 0}
+SIMCLR = {"decoder": False, "masked_views": 0}
 ROWS = (
     Row("simclr", "SimCLR U-net", "pretrained", "4.693M", {"aptos": "85.72", "flowers": "86.01", "dogs": "43.96"},
         {**SIMCLR, "pooling": "average"}),
@@ -379,7 +379,7 @@ class Lab:
         record = read_json(folder / "metrics.json")
         if record is None or not (folder / ENCODER).is_file() or record["epoch"] < self.max_epochs(column):
             return False
-        wanted = {"pooling": "attention", "decoder": True, "masking_prob": 1.0, **self._options(column, row)}
+        wanted = {"pooling": "attention", "decoder": True, "masked_views": 2, **self._options(column, row)}
         found = record["settings"]
         wrong = [name for name in wanted if name not in FREE_SETTINGS and found.get(name) != wanted[name]]
         if wrong:

@@ -62,6 +62,7 @@ LIMITS = (
     ("pictures_every", 0),
     ("health_every", 0),
     ("validate_every", 1),
+    ("masked_views", 0),
     ("checkpoint_every", 0),
     ("early_stop_patience", 0),
 )
@@ -295,7 +296,7 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
     optional = tuple(name for name in ("learning_rate", "max_minutes") if settings[name] is not None)
-    for name in ("alpha", "temperature", "crop_scale", "jitter", "gray_prob", "blur_prob", "masking_prob", *optional):
+    for name in ("alpha", "temperature", "crop_scale", "jitter", "gray_prob", "blur_prob", *optional):
         if not isinstance(settings[name], int | float) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):

@@ -214,7 +214,7 @@ class BatchTrainer(Trainer):
             self._arriving = (totals, self._counted, event)
         return self._recent
 
-    def _predict(self, images: Tensor) -> Any:
+    def _predict(self, images: Tensor, *args: Any) -> Any:
         """The network's output for images of an iteration, in training mode; its dropout comes from the random state.
 
         Dropout draws from the global generators, as loaders and handlers do: seeded here it depends on none of them.
@@ -223,7 +223,7 @@ class BatchTrainer(Trainer):
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            return self.inferer(images.contiguous(memory_format=self.memory_format), self.network)
+            return self.inferer(images.contiguous(memory_format=self.memory_format), self.network, *args)
 
     def _epoch_means(self) -> Tensor:
         """The means of a completed epoch over all processes, which count alike."""

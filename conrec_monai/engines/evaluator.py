@@ -88,9 +88,10 @@ class ConRecEvaluator(Evaluator):
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         inputs, targets = self.views.batch(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
         with self.mode(self.network), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            prediction = self.inferer(inputs.contiguous(memory_format=self.memory_format), self.network)
+            first = self.views.first_restored(len(inputs))
+            prediction = self.inferer(inputs.contiguous(memory_format=self.memory_format), self.network, first)
         with torch.no_grad():
-            losses = self.loss_function(prediction.projection, prediction.reconstruction, targets)
+            losses = self.loss_function(prediction.projection, prediction.reconstruction, targets[first:])
             accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.chunk(2))
         output = {
             Keys.IMAGE: inputs,

@@ -40,7 +40,8 @@ class ConRecTrainer(BatchTrainer):
     through the network as one batch of 2B (so batch-norm statistics are shared), and steps the optimizer. Iteration
     events are those of :class:`monai.engines.SupervisedTrainer`. ``engine.state.output`` is a list of one dictionary,
     the whole batch of the last iteration, so that ``from_engine(["loss"], first=True)`` and the handlers of MONAI that
-    are built on it work: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"`` (reconstruction or None) and the
+    are built on it work: ``"image"`` (inputs), ``"label"`` (targets), ``"pred"`` (reconstruction, of the last inputs if
+    not of all, or None) and the
     scalars ``"loss"``, ``"contrastive_loss"``, ``"reconstruction_loss"``, ``"contrastive_accuracy"``, whose means over
     the epoch are in ``engine.state.metrics`` when it is completed. They stay on the device until then.
 
@@ -117,7 +118,8 @@ class ConRecTrainer(BatchTrainer):
             check_unit_range(images)
         self._checked = True
         inputs, targets = self.views.batch(images, rank(), world_size())
-        prediction = self._predict(inputs)
+        first = self.views.first_restored(len(inputs))
+        prediction = self._predict(inputs, first)
         reconstruction = prediction.reconstruction
         output = {
             Keys.IMAGE: inputs,
@@ -126,7 +128,7 @@ class ConRecTrainer(BatchTrainer):
         }
         engine.state.output = [output]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        losses = self.loss_function(prediction.projection, reconstruction, targets)
+        losses = self.loss_function(prediction.projection, reconstruction, targets[first:])
         accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.detach().chunk(2))
         output |= {
             Keys.LOSS: losses.loss.detach(),

@@ -853,7 +853,7 @@ class _Evaluation:
         own = {
             name: settings[name] for name in TwoViews.OPTIONS if name in settings
         }  # an earlier release knew the published ones
-        views = TwoViews(preprocessing["image_size"], **{**own, "masking_prob": 1.0})
+        views = TwoViews(preprocessing["image_size"], **{**own, "masked_views": 2})
         views.set_random_state(seed=SEED)
         drawn = views.apply(images, views.randomize(len(images), images.shape[1:]))
         shown, target = drawn.input[: len(images)], drawn.target[: len(images)]

@@ -150,7 +150,8 @@ class TripletHandler:
             return
         titles = {Keys.IMAGE: "input", Keys.PRED: "reconstruction", Keys.LABEL: "target"}
         output = state.output[0]
-        columns = {t: output[k][: self.count] for k, t in titles.items() if output[k] is not None}
+        shown = len(output[Keys.IMAGE if output[Keys.PRED] is None else Keys.PRED])  # the last ones are restored
+        columns = {t: output[k][-shown:][: self.count] for k, t in titles.items() if output[k] is not None}
         if self.encoder is not None and has_attention(self.encoder):
             with evaluating(self.encoder):
                 overlay = attention_overlay(columns["input"], self.encoder.attention_map(columns["input"]))

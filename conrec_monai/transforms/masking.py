@@ -208,17 +208,13 @@ class RandMasking(BatchRandTransform):
     (:class:`RandIntensityCurve`) is a fourth possibility. Source: arXiv 2104.04323 (maskings).
 
     Args:
-        prob: probability that an image is masked; 1 as published.
         fill: of the painted windows, see :class:`RandInPaint`.
 
     Raises:
         ValueError: when an argument is out of its range, and for images smaller than 25 px.
     """
 
-    def __init__(self, prob: float = 1.0, fill: str = "random") -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f"prob must be in [0, 1], got {prob}.")
-        self.prob, self.fill = prob, fill
+    def __init__(self, fill: str = "random") -> None:
         color = (RandLocalPixelShuffle(), RandInPaint(fill), RandOutPaint(fill))
         gray = (RandLocalPixelShuffle(prob=1.0), RandInPaint(fill), RandOutPaint(fill), RandIntensityCurve())
         self.color: tuple[BatchRandTransform, ...] = color
@@ -235,11 +231,9 @@ class RandMasking(BatchRandTransform):
         return self.gray if channels == 1 else self.color
 
     def randomize(self, n: int, shape: Sequence[int]) -> Params:
-        """Draws ``masking``, the index of a sample's masking (-1: none), and the parameters of each by class name."""
+        """Draws ``masking``, the index of each sample's masking, and the parameters of every masking by class name."""
         maskings = self._maskings(shape[0])
         params: Params = {"masking": self.R.randint(len(maskings), size=n)}
-        if self.prob < 1:
-            params["masking"][self.R.uniform(size=n) >= self.prob] = -1
         for masking in maskings:
             params[type(masking).__name__] = masking.randomize(n, shape)
         return params

@@ -53,7 +53,7 @@ class TwoViews(BatchRandTransform):
 
     Args:
         image_size: side of the views in pixels; at least 25 with masking.
-        masking_prob: probability that an input is masked; 0 for SimCLR.
+        masked_views: how many of the two views of an image are masked: both (2), the second (1) or none (0: SimCLR).
         masking_fill: of the painted windows: "random" or "mean", see :class:`RandInPaint`.
         crop_scale: smallest area of a crop over that of the image, see :class:`RandResizedCrop`.
         rotate: whether images are turned by any angle before they are cropped, see :class:`RandRotatedCrop`.
@@ -65,12 +65,12 @@ class TwoViews(BatchRandTransform):
         ValueError: when an argument is out of its range, or ``image_size`` is too small.
     """
 
-    OPTIONS = ("masking_prob", "masking_fill", "crop_scale", "rotate", "jitter", "gray_prob", "blur_prob")
+    OPTIONS = ("masked_views", "masking_fill", "crop_scale", "rotate", "jitter", "gray_prob", "blur_prob")
 
     def __init__(
         self,
         image_size: int,
-        masking_prob: float = 1.0,
+        masked_views: int = 2,
         masking_fill: str = "random",
         crop_scale: float = 0.08,
         rotate: bool = False,
@@ -78,7 +78,9 @@ class TwoViews(BatchRandTransform):
         gray_prob: float = 0.2,
         blur_prob: float = 0.5,
     ) -> None:
-        for name, value in (("masking_prob", masking_prob), ("gray_prob", gray_prob), ("blur_prob", blur_prob)):
+        if masked_views not in (0, 1, 2):
+            raise ValueError(f"masked_views must be 0, 1 or 2, got {masked_views}.")
+        for name, value in (("gray_prob", gray_prob), ("blur_prob", blur_prob)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}.")
         if masking_fill not in FILLS:
@@ -91,8 +93,8 @@ class TwoViews(BatchRandTransform):
         self.crop: BatchRandTransform = crop(image_size, (crop_scale, 1.0))
         self.flip, self.jitter = RandHorizontalFlip(), RandColorJitter(jitter)
         self.gray, self.blur = RandGrayscale(gray_prob), RandGaussianBlur(blur_prob)
-        self.mask = RandMasking(masking_prob, masking_fill) if masking_prob else None
-        self.image_size = image_size
+        self.mask = RandMasking(masking_fill) if masked_views else None
+        self.image_size, self.masked_views = image_size, masked_views
         if self.mask is not None:
             check_masking_size((image_size, image_size))
         self.set_random_state(state=self.R)
@@ -118,7 +120,12 @@ class TwoViews(BatchRandTransform):
         }
         if self.mask is not None:
             params["mask"] = self.mask.randomize(2 * n, view)
+            params["mask"]["masking"][: (2 - self.masked_views) * n] = -1  # that is none of the maskings
         return params
+
+    def first_restored(self, count: int) -> int:
+        """From which of 2B views (``count``) on a network restores: the second ones if only they are masked, or all."""
+        return count // 2 if self.masked_views == 1 else 0
 
     def _samples(self, n: int, rank: int, num_replicas: int) -> np.ndarray:
         first = super()._samples(n, rank, num_replicas)

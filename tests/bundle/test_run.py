@@ -240,7 +240,7 @@ def test_mistake_in_an_evaluation(outside: Path) -> None:
 
 def test_simclr_on_unlabeled_photographs(outside: Path) -> None:
     photographs(outside / "photos", 9)
-    changes = {"dataset_dir": "photos", "decoder": False, "masking_prob": 0, "pooling": "average", "resize": "pad"}
+    changes = {"dataset_dir": "photos", "decoder": False, "masked_views": 0, "pooling": "average", "resize": "pad"}
     more = {"optimizer": "adam", "schedule": "warmup_cosine", "max_epochs": 1, "cache_size": 48, "probe_every": 1}
     run("train", **{**TRAINING, **changes, **more})
     assert load_model("out/checkpoint.pt").config["decoder"] is False
@@ -302,7 +302,7 @@ def test_unreadable_photographs_are_left_out_when_asked(outside: Path) -> None:
 def test_another_encoder(outside: Path) -> None:
     network = {"_target_": "conrec_monai.networks.nets.SimCLRNet"}
     network |= {"encoder": {"_target_": "conrec_monai.networks.nets.DenseNetEncoder"}}  # type: ignore[dict-item]
-    changes = {"decoder": False, "masking_prob": 0, "max_epochs": 1, "optimizer": "adamw", "batch_size": 20}
+    changes = {"decoder": False, "masked_views": 0, "max_epochs": 1, "optimizer": "adamw", "batch_size": 20}
     run("train", **{**TRAINING, **changes, "network_def": network})
     encoder = load_encoder("out/encoder.pt")
     assert type(encoder).__name__ == "DenseNetEncoder" and encoder.num_features == 1024

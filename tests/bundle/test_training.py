@@ -42,7 +42,7 @@ from conrec_monai.networks.utils import save_checkpoint
 from conrec_monai.transforms import TwoViews
 
 CONFIG = json.loads((Path(__file__).resolve().parents[2] / "bundles/conrec_pretraining/configs/train.json").read_text())
-VIEWS = ("crop_scale", "jitter", "gray_prob", "blur_prob", "masking_prob")
+VIEWS = ("crop_scale", "jitter", "gray_prob", "blur_prob")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "jitter": 1.0,
         "gray_prob": 0.2,
         "blur_prob": 0.5,
-        "masking_prob": 1.0,
+        "masked_views": 2,
         "masking_fill": "random",
         "decoder": True,
         "batch_size": 16,
@@ -129,7 +129,7 @@ def test_recipe_of_the_publication() -> None:
         "jitter": 1.0,
         "gray_prob": 0.2,
         "blur_prob": 0.5,
-        "masking_prob": 1,
+        "masked_views": 2,
         "masking_fill": "random",
         "alpha": 100,
         "temperature": 0.5,
@@ -303,7 +303,7 @@ def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: py
     "values",
     [
         {"image_size": 32, "features": [8] * 6},  # 1 px in the last level
-        {"image_size": 24, "masking_prob": 0},
+        {"image_size": 24, "masked_views": 0},
         {"image_size": 26, "features": [4, 8]},
         {"crop_scale": 1, "rotate": True, "jitter": 0, "gray_prob": 1, "blur_prob": 0, "masking_fill": "mean"},
         {"image_size": 32, "pooling": "flatten", "features": [4, 5], "decoder": False},
@@ -329,9 +329,11 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"crop_scale": 1.5}, "views of image_size 32: crop_scale must be in (0, 1], got 1.5."),
         *(
             ({name: value}, f"views of image_size 32: {name} must be in [0, 1], got {value}.")
-            for name in ("gray_prob", "blur_prob", "masking_prob")
+            for name in ("gray_prob", "blur_prob")
             for value in (-0.1, 2)
         ),
+        ({"masked_views": 3}, "views of image_size 32: masked_views must be 0, 1 or 2, got 3."),
+        ({"masked_views": -1}, "masked_views must be at least 0, got -1."),
         ({"batch_size": 41}, "batch_size 41 is larger than the data set: 40 images in phantom:n=40,size=32."),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1."),
         ({"batch_size": 0}, "batch_size must be at least 2, got 0."),

@@ -47,7 +47,7 @@ def make_trainer(
     batch_size: int = 8,
     max_epochs: int = 3,
     optimizer: str = "lars",
-    masking_prob: float = 1.0,
+    masked_views: int = 2,
     decoder: bool = True,
     amp: bool | None = False,
     loader: Any = None,
@@ -66,7 +66,7 @@ def make_trainer(
         network,
         build_optimizer(optimizer, network, 0.01 if optimizer == "adam" else 0.3),
         loss_function or ConRecLoss(),
-        TwoViews(32, masking_prob).set_random_state(seed),
+        TwoViews(32, masked_views).set_random_state(seed),
         amp,
         handlers,
     )
@@ -246,7 +246,7 @@ def test_output_is_what_the_loss_saw(images: CachedImages) -> None:
 
 
 def test_simclr(images: CachedImages) -> None:
-    trainer = make_trainer(images, max_epochs=1, decoder=False, masking_prob=0)
+    trainer = make_trainer(images, max_epochs=1, decoder=False, masked_views=0)
     losses = losses_of(trainer)
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     trainer.run()

@@ -413,7 +413,7 @@ def test_commands_of_the_cpu_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = lab.pretraining_command(column, rows("simclr")[0])
     given = "--image_size 64 --features [16,32,64,128] --max_epochs 16 --batch_size 32 --optimizer adamw"
     given += " --schedule warmup_cosine --probe_every 0 --pictures_every 0 --seed 0 --resume True"
-    given += " --decoder False --masking_prob 0 --pooling average"
+    given += " --decoder False --masked_views 0 --pooling average"
     assert command[command.index("--image_size") :] == given.split()
     assert command[command.index("--output_dir") + 1] == "out/pretrained/aptos/simclr"
     # The same encoders, other images.

@@ -69,10 +69,10 @@ TWINS = [
     (RandRotatedCrop, RandRotatedCropd, {"size": 32}),
     (RandInPaint, RandInPaintd, {"fill": "mean"}),
     (RandOutPaint, RandOutPaintd, {"fill": "mean"}),
-    (RandMasking, RandMaskingd, {"prob": 0.5, "fill": "mean"}),
+    (RandMasking, RandMaskingd, {"fill": "mean"}),
 ]
 
-OPTIONS = {"masking_prob": 0.5, "masking_fill": "mean", "crop_scale": 0.3, "rotate": True}
+OPTIONS = {"masked_views": 1, "masking_fill": "mean", "crop_scale": 0.3, "rotate": True}
 OPTIONS |= {"jitter": 0.5, "gray_prob": 0.1, "blur_prob": 0.3}
 
 
@@ -97,14 +97,14 @@ def test_batched_equals_per_sample_equals_dictionary(array, dictionary, argument
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"masking_prob": 0}, OPTIONS])
+@pytest.mark.parametrize("options", [{}, {"masked_views": 0}, OPTIONS])
 def test_two_views_batched_equals_per_sample(channels, options):
     images = _images(6, channels)
     transform = TwoViews(32, **options).set_random_state(0)
     params = transform.randomize(6, images.shape[1:])
     views = transform.apply(images, params)
     assert views.input.shape == views.target.shape == (12, channels, 32, 32)
-    assert (views.input is views.target) == (options.get("masking_prob") == 0)
+    assert (views.input is views.target) == (options.get("masked_views") == 0)
     assert torch.equal(views.input, views.target) == (views.input is views.target)
     for i in range(6):
         alone = transform.apply(images[i : i + 1], take(params, [i, 6 + i]))
@@ -328,26 +328,23 @@ def test_painted_pixels_have_the_mean_of_the_target(seed, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("prob", [0.25, 0.5, 1])
-def test_masking_prob(channels, prob):
+def test_masked_views(channels):
+    """The second view of each image alone; with the same draws both of them."""
     images = torch.rand(200, channels, 32, 32)
-    transform = TwoViews(25, prob).set_random_state(0)
-    params = transform.randomize(200, images.shape[1:])
-    views = transform.apply(images, params)
-    whole = torch.from_numpy(params["mask"]["masking"] == -1)
-    equal = (views.input == views.target).flatten(1).all(1)
-    assert equal[whole].all() and equal[~whole].float().mean() < 0.1  # now and then no window is drawn
-    assert abs(whole.sum() - 400 * (1 - prob)) <= 5 * (400 * prob * (1 - prob)) ** 0.5  # none for 1
+    one, two = (TwoViews(25, masked_views).set_random_state(0).batch(images) for masked_views in (1, 2))
+    assert torch.equal(one.target, two.target) and torch.equal(one.input[200:], two.input[200:])
+    assert torch.equal(one.input[:200], one.target[:200])
+    equal = (one.input == one.target).flatten(1).all(1)
+    assert equal[200:].float().mean() < 0.1  # now and then no window is drawn
+    assert [TwoViews(25, number).first_restored(6) for number in (0, 1, 2)] == [0, 3, 0]
 
 
 def test_no_masking():
     images = torch.rand(5, 3, 32, 32)
-    transform = TwoViews(9, masking_prob=0).set_random_state(0)
+    transform = TwoViews(9, masked_views=0).set_random_state(0)
     assert "mask" not in transform.randomize(5, images.shape[1:])
     views = transform.batch(images)
     assert views.input is views.target
-    masking = RandMasking(0).set_random_state(0)
-    assert masking.batch(images) is images and (masking.randomize(9, (3, 32, 32))["masking"] == -1).all()
 
 
 def test_rotated_crop_of_given_places():
@@ -420,12 +417,10 @@ def test_gray_images_get_four_maskings_and_always_fifteen_windows():
         (lambda: RandInPaint("blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
         (lambda: RandOutPaint("blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
         (lambda: RandMasking(fill="blue"), "^fill must be one of random, mean, got 'blue'\\.$"),
-        (lambda: RandMasking(1.5), "^prob must be in \\[0, 1\\], got 1.5\\.$"),
         (lambda: RandRotatedCrop(0), "size"),
         (lambda: RandRotatedCrop(9, scale=(0.5, 0.4)), "scale"),
         (lambda: RandRotatedCrop(9, ratio=(0, 1)), "ratio"),
-        (lambda: TwoViews(32, -0.1), "^masking_prob must be in \\[0, 1\\], got -0.1\\.$"),
-        (lambda: TwoViews(32, float("nan")), "^masking_prob must be in \\[0, 1\\], got nan\\.$"),
+        (lambda: TwoViews(32, 3), r"^masked_views must be 0, 1 or 2, got 3\.$"),
         (lambda: TwoViews(32, gray_prob=2), "^gray_prob must be in \\[0, 1\\], got 2\\.$"),
         (lambda: TwoViews(32, blur_prob=-1), "^blur_prob must be in \\[0, 1\\], got -1\\.$"),
         (lambda: TwoViews(32, crop_scale=0), "^crop_scale must be in \\(0, 1\\], got 0\\.$"),
@@ -453,7 +448,7 @@ def test_parts_of_a_batch_are_those_of_the_whole(channels, replicas):
         lambda: TwoViews(32),
         lambda: TwoViews(32, **OPTIONS),
         lambda: RandMasking(),
-        lambda: RandMasking(0.5, "mean"),
+        lambda: RandMasking("mean"),
     ):
         whole_of, *parts_of = (make().set_random_state(3) for _ in range(replicas + 1))
         whole = whole_of.batch(images)
@@ -469,7 +464,7 @@ def test_parts_of_a_batch_are_those_of_the_whole(channels, replicas):
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("options", [{}, OPTIONS, {**OPTIONS, "masking_prob": 0}])
+@pytest.mark.parametrize("options", [{}, OPTIONS, {**OPTIONS, "masked_views": 0}])
 def test_parts_in_the_cache_are_the_whole(channels, options, monkeypatch):
     images = torch.rand(7, channels, 32, 32)
     whole = TwoViews(32, **options).set_random_state(5).batch(images)

@@ -291,12 +291,15 @@ class ConRecUNet(nn.Module):
         if self.decoder is not None:
             self.decoder.apply(_initialize)
 
-    def forward(self, x: Tensor) -> ConRecOutput:
-        """Images BCHW with values in [0, 1] -> :class:`ConRecOutput`, all float32."""
+    def forward(self, x: Tensor, first: int = 0) -> ConRecOutput:
+        """Images BCHW with values in [0, 1] -> :class:`ConRecOutput`, all float32.
+
+        Only the images from ``first`` on are reconstructed, which spares the decoder those that are not masked.
+        """
         features = self.encoder.features(x)
         representation = self.encoder.pool(features[-1])
         projection = self.projection(representation).float()
         reconstruction: Optional[Tensor] = None  # noqa: UP045
         if self.decoder is not None:
-            reconstruction = self.decoder(features)
+            reconstruction = self.decoder([level[first:] for level in features])
         return ConRecOutput(reconstruction, projection, representation)

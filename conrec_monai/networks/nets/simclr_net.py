@@ -51,8 +51,11 @@ class SimCLRNet(nn.Module):
         self.encoder = encoder
         self.projection = ProjectionHead(width, width, projection_dim, projection_layers)
 
-    def forward(self, x: Tensor) -> ConRecOutput:
-        """Images BCHW with values in [0, 1] -> :class:`ConRecOutput` without reconstruction, float32."""
+    def forward(self, x: Tensor, first: int = 0) -> ConRecOutput:
+        """Images BCHW with values in [0, 1] -> :class:`ConRecOutput` without reconstruction, float32.
+
+        ``first`` is that of :class:`ConRecUNet` and has no effect: nothing is reconstructed.
+        """
         representation: Tensor = self.encoder(x)
         projection: Tensor = self.projection(representation)
         return ConRecOutput(None, projection.float(), representation)

@@ -58,7 +58,7 @@ def test_pretraining_of_a_densenet():
         network=net,
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         loss_function=ConRecLoss(),
-        views=TwoViews(32, masking_prob=0),
+        views=TwoViews(32, masked_views=0),
         amp=False,
     )
     trainer.run()
