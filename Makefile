@@ -10,7 +10,7 @@ DATA ?= ../data
 PRESET ?= cpu
 SYNTHETIC_RESULTS ?= output/synthetic_64px
 
-.PHONY: demo test lint types format bench table1 figure3 sweep report aptos-64px synthetic-64px example-weights clean
+.PHONY: demo test lint types format bench table1 figure3 sweep recipe report aptos-64px synthetic-64px example-weights clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
@@ -65,6 +65,12 @@ sweep: RESULTS ?= output/sweep
 sweep: $(VENV)/installed
 	@[ -n "$(CONFIG)" ] || { echo "CONFIG is not given: make sweep CONFIG=experiments/sweeps/NAME.json"; exit 1; }
 	$(BIN)/python -W ignore experiments/sweep.py "$(CONFIG)" --data "$(DATA)" --results "$(RESULTS)"
+
+# docs/results/recipe: a sweep's trainings, scored on what chose nothing; DATA holds aptos2019 and idrid.
+recipe: RESULTS ?= output/sweep
+recipe: CONFIG ?= experiments/sweeps/final.json
+recipe: $(VENV)/installed
+	$(BIN)/python -W ignore experiments/recipe.py "$(CONFIG)" --data "$(DATA)" --results "$(RESULTS)"
 
 # Pages about the runs of make table1 and make figure3: docs/results/report (photographs of RetinaMNIST alone), and
 # RESULTS/report.html with those of all sets, which is not for passing on.

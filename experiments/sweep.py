@@ -40,7 +40,8 @@ from conrec_monai.evaluation.evaluate import untrained_encoders
 from conrec_monai.evaluation.folds import complete_groups
 from conrec_monai.evaluation.predictions import Predictions
 from conrec_monai.evaluation.store import PredictionStore, digest
-from conrec_monai.networks.utils import read_checkpoint, untrained_like
+from conrec_monai.handlers.checkpoint import ENCODER
+from conrec_monai.networks.utils import read_checkpoint, save_checkpoint, untrained_like
 
 __all__ = ["PARTS", "REPRESENTATIONS", "Sweep", "write_parts"]
 
@@ -177,25 +178,28 @@ class Sweep:
         return digest(run.settings, run.seed, self.config["minutes"], self.config["dataset"])
 
     def _line(self, run: _Run) -> dict[str, Any]:
-        if run.settings.get(UNTRAINED):
-            encoder, preprocessing, about = self._untrained(run)
-        else:
-            folder = self._train(run)
-            encoder = load_encoder(folder / "encoder.pt")
-            preprocessing = read_checkpoint(folder / "encoder.pt")["preprocessing"]
-            about = _training(folder)
-        return {"settings": run.settings, **about, **self._score(encoder, preprocessing, run)}
+        path = self.encoder(run)
+        about = {"epochs": 0, "minutes": 0.0} if run.settings.get(UNTRAINED) else _training(path.parent)
+        scores = self._score(load_encoder(path), read_checkpoint(path)["preprocessing"], run)
+        return {"settings": run.settings, **about, **scores}
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _untrained(self, run: _Run) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
-        """Random weights of the architecture that the first variant trains."""
-        first = next(r for r in self.runs() if not r.settings.get(UNTRAINED) and r.seed == run.seed)
-        path = self._folder(first) / "encoder.pt"
+    def encoder(self, run: _Run) -> Path:
+        """The file of a run's encoder, which is trained where it is not there yet.
+
+        One with random weights has the architecture of the first variant that is trained.
+        """
+        if not run.settings.get(UNTRAINED):
+            return self._train(run) / ENCODER
+        path = self._folder(run) / ENCODER
         if not path.is_file():
-            self._train(first)
-        encoder = untrained_encoders(lambda: untrained_like(load_encoder(path)), [run.seed])[run.seed]
-        return encoder.eval(), read_checkpoint(path)["preprocessing"], {"epochs": 0, "minutes": 0.0}
+            first = self.encoder(next(r for r in self.runs() if not r.settings.get(UNTRAINED) and r.seed == run.seed))
+            network = untrained_encoders(lambda: untrained_like(load_encoder(first)), [run.seed])[run.seed]
+            nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(path, network, read_checkpoint(first)["preprocessing"], pretraining=nothing)
+        return path
 
     def _folder(self, run: _Run) -> Path:
         return self.results / "runs" / self._key(run)
@@ -212,7 +216,7 @@ class Sweep:
     def _train(self, run: _Run) -> Path:
         """Trains for the minutes that the configuration gives; at once when it was done before."""
         folder = self._folder(run)
-        if (folder / "encoder.pt").is_file():
+        if (folder / ENCODER).is_file():
             return folder
         epochs = (read_json(folder / "sweep.json") or {}).get("epochs") or self._epochs(run)
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,8 +225,8 @@ class Sweep:
         cache = self.results / "cache"
         more = {"max_epochs": epochs, "seed": run.seed, "cache_dir": cache, "resume": True}
         self._bundle(self._command(run, self.dataset, folder, **more), folder / "train.log")
-        if not (folder / "encoder.pt").is_file():
-            raise ValueError(f"the training in {folder} ended without an encoder.pt, see train.log")
+        if not (folder / ENCODER).is_file():
+            raise ValueError(f"the training in {folder} ended without an {ENCODER}, see train.log")
         return folder
 
     def _epochs(self, run: _Run) -> int:

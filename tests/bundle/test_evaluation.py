@@ -154,6 +154,45 @@ def test_several_checkpoints(tmp_path: Path, few: dict[str, Any]) -> None:
         evaluate_checkpoints([paths[0], paths[0]], PHANTOM, tmp_path, **few)
 
 
+def test_runs_of_a_method(tmp_path: Path, few: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    paths = {}
+    for number, name in enumerate(("conrec@0", "conrec@1", "b@c@7", "@2")):
+        torch.manual_seed(number)
+        paths[name] = tmp_path / f"{number}.pt"
+        save_checkpoint(paths[name], ConRecUNet(features=(4, 8)).encoder, PREPROCESSING)
+    few = {**few, "n_folds": 2, "untrained_seeds": [0, 5]}
+    result = evaluate_checkpoints(paths, PHANTOM, tmp_path / "result", **few)
+    assert [(m["name"], m["method"]) for m in result["models"]] == [
+        ("conrec@0", "conrec"),
+        ("conrec@1", "conrec"),
+        ("b@c@7", "b@c"),
+        ("@2", "@2"),
+        ("untrained, seed 0", "untrained"),
+        ("untrained, seed 5", "untrained"),
+        ("shortcut baseline", "shortcut baseline"),
+        ("color baseline", "color baseline"),
+    ]
+    assert json.loads((tmp_path / "result/metrics.json").read_text())["methods"] == result["methods"]
+    runs = {(e["method"], e["other"]): (e["runs"], e["other_runs"]) for e in result["methods"]}
+    assert runs["conrec", "b@c"] == (2, 1) and runs["conrec", "untrained"] == (2, 2)
+    assert runs["b@c", "@2"] == (1, 1) and ("conrec", "conrec") not in runs
+    (entry,) = [
+        e
+        for e in result["methods"]
+        if (e["method"], e["other"], e["variant"]) == ("conrec", "untrained", "standardized")
+    ]
+    names = ("conrec@0", "conrec@1", "untrained, seed 0", "untrained, seed 5")
+    values = [found(result, name)["qwk"]["mean"] for name in names]
+    assert entry["metrics"]["qwk"]["a"] == pytest.approx(np.mean(values[:2]))
+    assert entry["metrics"]["qwk"]["b"] == pytest.approx(np.mean(values[2:]))
+    printed = capsys.readouterr().out
+    assert "Means over the runs of each method\n  conrec against\n" in printed and "  @2 against\n" in printed
+    # Several untrained encoders alone are no reason.
+    evaluate_checkpoints(paths["@2"], PHANTOM, tmp_path / "one", **few)
+    printed = capsys.readouterr().out
+    assert "Means over the runs" not in printed and "untrained, seed 5  " in printed
+
+
 def test_dogs_see_the_central_part(tmp_path: Path, few: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = ConRecUNet(in_channels=1, features=(4, 8))

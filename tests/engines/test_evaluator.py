@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from torch.utils.data import DataLoader
 
 from conrec_monai.data import CachedImages, batched, load_datalist
@@ -33,8 +34,9 @@ def images() -> CachedImages:
 def make(images: CachedImages, **values: Any) -> ConRecEvaluator:
     torch.manual_seed(0)
     loader = DataLoader(images, batch_size=8, drop_last=True, collate_fn=batched)
+    views = TwoViews(32, values.pop("masked_views", 2))
     arguments = {"seed": 4, "amp": False, **values}
-    return ConRecEvaluator("cpu", loader, ConRecUNet(features=(4, 8)), ConRecLoss(), TwoViews(32), **arguments)
+    return ConRecEvaluator("cpu", loader, ConRecUNet(features=(4, 8)), ConRecLoss(), views, **arguments)
 
 
 def test_metrics_are_the_means_of_the_losses_of_the_network_in_evaluation_mode(images: CachedImages) -> None:
@@ -56,6 +58,26 @@ def test_metrics_are_the_means_of_the_losses_of_the_network_in_evaluation_mode(i
     assert metrics["contrastive_loss"] == pytest.approx(np.mean(contrastive), rel=1e-5)
     assert metrics["reconstruction_loss"] == pytest.approx(np.mean(restored), rel=1e-5)
     assert 0 <= metrics["contrastive_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("masked_views", "first"), [(1, 8), (0, 0)])
+def test_masked_views_are_restored(images: CachedImages, masked_views: int, first: int) -> None:
+    """The second ones alone; all are where none is masked."""
+    evaluator = make(images, masked_views=masked_views)
+    outputs: list[Any] = []
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: outputs.append(evaluator.state.output[0]))
+    evaluator.run()
+    losses = []
+    for output in outputs:
+        inputs, targets, restored = (output[name] for name in ("image", "label", "pred"))
+        assert len(inputs) == len(targets) == 16 and len(restored) == 16 - first
+        assert torch.equal(inputs[:8], targets[:8]) and torch.equal(inputs, targets) == (masked_views == 0)
+        with torch.no_grad():
+            whole = evaluator.network.eval()(inputs).reconstruction
+        torch.testing.assert_close(restored, whole[first:], rtol=0, atol=1e-6)
+        losses.append((restored - targets[first:]).square().mean().item())
+    assert len(losses) == 2
+    assert evaluator.state.metrics["reconstruction_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_a_second_run_gives_the_same_numbers_and_leaves_the_network_alone(images: CachedImages) -> None:

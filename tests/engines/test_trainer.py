@@ -257,6 +257,22 @@ def test_simclr(images: CachedImages) -> None:
     assert all(not torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
 
 
+@pytest.mark.parametrize(("masked_views", "first"), [(2, 0), (1, 8), (0, 0)])
+def test_masked_views_are_restored(images: CachedImages, masked_views: int, first: int) -> None:
+    """Both views or the second ones; all are where none is masked."""
+    trainer = make_trainer(images, max_epochs=1, masked_views=masked_views, loader=[{"image": images.images[:8]}])
+    trainer.run()
+    (output,) = trainer.state.output
+    inputs, targets, restored = (output[name] for name in ("image", "label", "pred"))
+    assert len(inputs) == len(targets) == 16 and len(restored) == 16 - first
+    same = (inputs == targets).flatten(1).all(1)
+    assert same[:8].all() == (masked_views < 2) and same[8:].all() == (masked_views == 0)
+    expected = (restored - targets[first:]).square().mean().item()
+    assert output["reconstruction_loss"].item() == pytest.approx(expected, rel=1e-5) and expected > 0
+    total = 2 * output["contrastive_loss"].item() + 100 * expected
+    assert output["loss"].item() == pytest.approx(total, rel=1e-5)
+
+
 def test_views_and_batches_of_the_sampler(images: CachedImages) -> None:
     trainer = make_trainer(images, batch_size=16, max_epochs=2)
     batches: list[Tensor] = []

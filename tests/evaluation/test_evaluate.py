@@ -28,6 +28,7 @@ from conrec_monai.evaluation import (
     FineTuneSettings,
     FoldPlan,
     PredictionStore,
+    compare_runs,
     embed,
     embed_levels,
     evaluate,
@@ -40,6 +41,7 @@ from conrec_monai.evaluation import (
     untrained_encoders,
 )
 from conrec_monai.evaluation import evaluate as evaluate_function
+from conrec_monai.evaluation.store import read_predictions
 from conrec_monai.networks.nets import ConRecEncoder
 
 QUICK = FineTuneSettings("adam", 0.001, 16, 1, None)
@@ -193,6 +195,71 @@ def test_comparisons_are_differences_on_the_same_folds() -> None:
     assert first["difference"] == pytest.approx(means[0] - means[1])
     same = run(candidates=[candidates[0], Candidate("twin", "checkpoint", encoder(), images)], protocols=("knn",))
     assert same["comparisons"][0]["metrics"]["qwk"] == {"difference": 0, "interval": [0, 0], "p": 1}
+
+
+def test_methods_are_means_over_their_runs(tmp_path: Path) -> None:
+    images, labels = brightness_data()
+    candidates = [
+        Candidate("a@0", "checkpoint", encoder(0), images, method="a"),
+        Candidate("a@1", "checkpoint", encoder(1), images, method="a"),
+        Candidate("b", "imagenet", encoder(2), images),
+        Candidate("untrained, seed 3", "untrained", encoder(3), images, method="untrained"),
+        Candidate("untrained, seed 4", "untrained", encoder(4), images, method="untrained"),
+    ]
+    store = PredictionStore(tmp_path / "kept")
+    result = run(candidates=candidates, protocols=("linear", "knn"), fractions=(0.5, 1.0), store=store, seed=3)
+    baselines = ["shortcut baseline", "color baseline"]
+    assert [m["method"] for m in result["models"]] == ["a", "a", "b", "untrained", "untrained", *baselines]
+    blocks = [
+        (*block, share)
+        for block in (("linear", "published"), ("linear", "standardized"), ("knn", None))
+        for share in (0.5, 1)
+    ]
+    pairs = [("a", "b", "imagenet", 2, 1), ("a", "untrained", "untrained", 2, 2)]
+    pairs += [("a", name, "baseline", 2, 1) for name in baselines]
+    pairs += [("b", "untrained", "untrained", 1, 2), *(("b", name, "baseline", 1, 1) for name in baselines)]
+    keys = ("method", "other", "other_kind", "runs", "other_runs")
+    places = ("protocol", "variant", "fraction")
+    assert {tuple(e[key] for key in places) for e in result["methods"]} == set(blocks)
+    runs_of: dict[str, list[str]] = {}
+    for model in result["models"]:
+        runs_of.setdefault(model["method"], []).append(model["name"])
+    for block in blocks:
+        chosen = [e for e in result["methods"] if tuple(e[key] for key in places) == block]
+        assert [tuple(e[key] for key in keys) for e in chosen] == pairs
+        for e in chosen[:3]:
+            a, b = (
+                [read_predictions(tmp_path / found(result, run, *block)["predictions"]) for run in runs_of[e[name]]]
+                for name in ("method", "other")
+            )
+            expected = compare_runs(labels, a, b, None, True, 3, 100, 3)
+            assert list(e["metrics"]) == result["metrics"] == list(expected)
+            for metric, values in expected.items():
+                for key, value in values.items():
+                    assert e["metrics"][metric][key] == pytest.approx(value, abs=1e-12), (metric, key)
+    means = [found(result, name, "knn")["metrics"]["qwk"]["mean"] for name in ("a@0", "a@1", "b")]
+    (first,) = [
+        e for e in result["methods"] if (e["method"], e["other"], e["protocol"], e["fraction"]) == ("a", "b", "knn", 1)
+    ]
+    assert first["metrics"]["qwk"]["difference"] == pytest.approx(sum(means[:2]) / 2 - means[2])
+
+
+def test_methods_of_other_views_are_not_compared() -> None:
+    images, _ = brightness_data()
+    candidates = [
+        Candidate("a", "checkpoint", encoder(), images, view="x"),
+        Candidate("b", "checkpoint", encoder(1), images, view="y"),
+        Candidate("untrained, y, seed 0", "untrained", encoder(2), images, view="y", method="untrained, y"),
+    ]
+    result = run(candidates=candidates, protocols=("knn",))
+    assert [(e["method"], e["other"]) for e in result["methods"]] == [
+        ("a", "b"),
+        ("a", "shortcut baseline, x"),
+        ("a", "color baseline, x"),
+        ("b", "untrained, y"),
+        ("b", "shortcut baseline, y"),
+        ("b", "color baseline, y"),
+    ]
 
 
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,3 +454,37 @@ def test_table_by_hand() -> None:
         "To keep in mind:",
         "  - Patients are not known.",
     ]
+
+
+def test_table_of_methods_by_hand() -> None:
+    """Where one has several runs their means are compared; the models otherwise."""
+
+    def method(name: str, other: str, runs: int, value: float, variant: str = "standardized") -> dict[str, Any]:
+        compared = {"method": name, "runs": runs, "other_runs": 3, "variant": variant}
+        return {key: v for key, v in difference(other, value, 0.06).items() if key != "model"} | compared
+
+    result = {
+        "dataset": {"path": "data", "labelled": 10, "unlabelled": 0, "test_path": None},
+        "classes": [{"name": "0", "count": 5}, {"name": "1", "count": 5}],
+        "folds": {"n": 2, "repeats": 1, "seed": 0, "kind": "stratified"},
+        "metrics": ["qwk", "referable_sensitivity"],
+        "statements": [],
+        "results": [entry("a@0", "standardized", 0.6), entry("a@1", "standardized", 0.5)],
+        "comparisons": [difference("untrained, seed 0", 0.125, 0.05)],
+        "methods": [method("a", "b", 2, 0.1), method("a", "b", 2, 0.2, "published"), method("b", "untrained", 1, 0.05)],
+    }
+    title = "Differences in qwk on the same folds, with 95 % intervals: "
+    title += "Linear, standardized (C chosen inside the training folds)"
+    text = format_table(result).splitlines()
+    assert text[text.index(title) :] == [
+        title,
+        "Means over the runs of each method",
+        "  a against",
+        "    b          +0.100 [+0.040, +0.160]  better",
+        "  b against",
+        "    untrained  +0.050 [-0.010, +0.110]  no clear difference",
+    ]
+    models = [title, "  mine against", "    untrained, seed 0  +0.125 [+0.075, +0.175]  better"]
+    for single in ([{**e, "runs": 1} for e in result["methods"]], []):  # type: ignore[attr-defined]
+        text = format_table({**result, "methods": single}).splitlines()
+        assert text[text.index(title) :] == models

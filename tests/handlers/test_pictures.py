@@ -139,7 +139,7 @@ def test_overlay_of_other_shapes(images: tuple, maps: tuple) -> None:
         attention_overlay(torch.zeros(images), torch.zeros(maps))
 
 
-def trained(tmp_path: Path, pooling: str, **more: Any) -> ConRecTrainer:
+def trained(tmp_path: Path, pooling: str, masked_views: int = 2, **more: Any) -> ConRecTrainer:
     images = CachedImages(load_datalist("phantom:n=32,size=32"), 32, progress=False)
     torch.manual_seed(0)
     network = ConRecUNet(features=(4, 8), pooling=pooling)
@@ -152,7 +152,7 @@ def trained(tmp_path: Path, pooling: str, **more: Any) -> ConRecTrainer:
         network,
         build_optimizer("lars", network, 0.3),
         ConRecLoss(),
-        TwoViews(32).set_random_state(0),
+        TwoViews(32, masked_views).set_random_state(0),
         False,
         train_handlers=[handler],
     )
@@ -160,15 +160,19 @@ def trained(tmp_path: Path, pooling: str, **more: Any) -> ConRecTrainer:
     return trainer
 
 
-def test_attention_column_of_a_training(tmp_path: Path) -> None:
-    trainer = trained(tmp_path, "attention")
+@pytest.mark.parametrize(("masked_views", "first"), [(2, 0), (1, 16)])
+def test_attention_column_of_a_training(tmp_path: Path, masked_views: int, first: int) -> None:
+    """Inputs beside their own targets: the second views where these alone are restored."""
+    trainer = trained(tmp_path, "attention", masked_views)
     assert trainer.network.training and trainer.network.encoder.pool.training
     picture = np.asarray(Image.open(tmp_path / "epoch_0002.png"))
     assert picture.shape == (HEAD + 2 * 132, 4 * 132, 3)
     (output,) = trainer.state.output
+    shown, target = output["image"][first:][:2], output["label"][first:][:2]
+    assert len(output["pred"]) == 32 - first and not torch.equal(shown, target)
     with torch.no_grad():
-        maps = trainer.network.encoder.eval().attention_map(output["image"][:2])
-    columns = [output["image"], attention_overlay(output["image"][:2], maps), output["pred"], output["label"]]
+        maps = trainer.network.encoder.eval().attention_map(shown)
+    columns = [shown, attention_overlay(shown, maps), output["pred"], target]
     for column, x in enumerate(columns):
         for row in range(2):
             expected = (x[row].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy().repeat(4, 0).repeat(4, 1)
@@ -246,6 +250,22 @@ def test_picture_shows_the_last_batch(tmp_path: Path) -> None:
             value = round(255 * (2 * epoch / 16 + column / 4))
             for row in range(3):
                 assert (cell(picture, row, column, 128) == value).all(), (epoch, row, column)
+
+
+def test_restored_second_views_beside_their_targets(tmp_path: Path) -> None:
+    def output(engine: Engine, batch: int) -> list[dict[str, torch.Tensor]]:
+        image = torch.arange(8).reshape(8, 1, 1, 1).expand(8, 3, 16, 16) / 32
+        return [{"image": image, "pred": image[4:] + 0.25, "label": image + 0.5}]
+
+    engine = Engine(output)
+    TripletHandler(tmp_path, count=6).attach(engine)
+    engine.run(range(1), max_epochs=1)
+    picture = np.asarray(Image.open(tmp_path / "epoch_0001.png"))
+    assert picture.shape == (HEAD + 4 * 132, 3 * 132, 3)  # no more than there are
+    for column in range(3):
+        for row in range(4):
+            value = round(255 * ((4 + row) / 32 + column / 4))
+            assert (cell(picture, row, column, 128) == value).all(), (row, column)
 
 
 def test_without_decoder_two_columns(tmp_path: Path) -> None:

@@ -189,6 +189,32 @@ def test_scriptable_and_rebuilt_from_its_config(config):
     assert json.loads(json.dumps(net.config)) == net.config
 
 
+@pytest.mark.parametrize("config", [{}, {"upsample": "deconv", "skip_levels": 1}, {"decoder": False}])
+@pytest.mark.parametrize("scripted", [False, True])
+def test_only_the_images_from_first_on_are_reconstructed(config, scripted):
+    torch.manual_seed(0)
+    net = ConRecUNet(features=SMALL, **config).eval()
+    network = torch.jit.script(net) if scripted else net
+    x = torch.rand(4, 3, 32, 32)
+    whole = net(x)
+    for first in (0, 2, 3):
+        part = network(x, first)
+        torch.testing.assert_close(part.projection, whole.projection, rtol=0, atol=1e-6)
+        torch.testing.assert_close(part.representation, whole.representation, rtol=0, atol=1e-6)
+        if net.decoder is None:
+            assert part.reconstruction is None
+        else:
+            assert part.reconstruction.shape == (4 - first, 3, 32, 32)
+            torch.testing.assert_close(part.reconstruction, whole.reconstruction[first:], rtol=0, atol=1e-6)
+
+
+def test_every_parameter_learns_from_a_part():
+    net = ConRecUNet(features=SMALL)
+    output = net(torch.rand(4, 3, 32, 32), 2)
+    (output.reconstruction.square().mean() + output.projection.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
 def test_initialization():
     torch.manual_seed(0)
     net = ConRecUNet(features=SMALL)

@@ -46,6 +46,16 @@ def test_scriptable():
     torch.testing.assert_close(output.projection, net(x).projection)
 
 
+@pytest.mark.parametrize("scripted", [False, True])
+def test_nothing_is_reconstructed_wherever_it_would_begin(scripted):
+    net = SimCLRNet(ConRecEncoder(features=(8, 16))).eval()
+    x = torch.rand(4, 3, 16, 16)
+    output, whole = (torch.jit.script(net) if scripted else net)(x, 2), net(x)
+    assert output.reconstruction is None and output.projection.shape == (4, 128)
+    torch.testing.assert_close(output.projection, whole.projection, rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.representation, whole.representation, rtol=0, atol=1e-6)
+
+
 def test_pretraining_of_a_densenet():
     torch.manual_seed(0)
     net = SimCLRNet(DenseNetEncoder())

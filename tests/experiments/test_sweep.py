@@ -1,0 +1,389 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conrec_monai.data import load_datalist
+from conrec_monai.data.phantom import fundus_phantom
+from conrec_monai.evaluation.store import digest
+from conrec_monai.networks.nets import ConRecEncoder
+from conrec_monai.networks.utils import save_checkpoint
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+SETTINGS = {"recipe": "fundus", "image_size": 32, "features": [4, 8], "batch_size": 8, "field_of_view": None}
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+with pytest.MonkeyPatch.context() as path:  # scripts, no package
+    path.syspath_prepend(str(EXPERIMENTS))
+    sweep = importlib.import_module("sweep")
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    variants = {"plain": {}, "other": {"alpha": 5.0}, "random": {"untrained": True}}
+    values = {"about": "A sentence.", "dataset": "eyes", "minutes": 0.01, "seeds": [0, 1], "settings": SETTINGS}
+    return {**values, "variants": variants, **changes}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 drawn photographs of three grades in APTOS's layout, and a copy of the first."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "eyes/train_images").mkdir(parents=True)
+    rows = ["id_code,diagnosis"]
+    for i in [*range(60), 0]:
+        name = f"eye{i}" if len(rows) <= 60 else "copy"
+        picture = fundus_phantom(i % 3, 32, i).transpose(1, 2, 0)
+        Image.fromarray(picture).save(folder / f"eyes/train_images/{name}.png")
+        rows.append(f"{name},{i % 3}")
+    (folder / "eyes/train.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def in_process(command: Sequence[str], log: TextIO) -> int:
+    """Runs the command line of a bundle here, which spares it seconds of imports."""
+    import fire
+    import monai.bundle
+
+    assert command[:6] == [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+    loggers = [logging.getLogger(name) for name in (None, "conrec_monai", "ignite")]
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            fire.Fire({"run": monai.bundle.run}, command=list(command[5:]))
+        return 0
+    except SystemExit as stop:
+        print(stop.code, file=log)
+        return 1
+    finally:  # a bundle sets up logging for its process, here on files that are closed soon
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def never(command: Sequence[str], log: TextIO) -> int:
+    raise AssertionError(f"ran again: {command}")
+
+
+class Bundle:
+    """Stands for trainings, of which it keeps the settings; their encoders are drawn.
+
+    Args:
+        rates: images per second, epoch by epoch.
+        interrupt: number of the training that is interrupted.
+    """
+
+    def __init__(self, rates: Sequence[float] = (50, 100, 75), interrupt: int | None = None) -> None:
+        self.rates, self.interrupt = rates, interrupt
+        self.measured: list[dict[str, str]] = []
+        self.trained: list[dict[str, str]] = []
+
+    def __call__(self, command: Sequence[str], log: TextIO) -> int:
+        names, values = command[6::2], command[7::2]
+        options = {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+        measures = options["dataset_dir"].startswith("phantom:")
+        (self.measured if measures else self.trained).append(options)
+        if not measures and len(self.trained) == self.interrupt:
+            raise KeyboardInterrupt
+        output = Path(options["output_dir"])
+        output.mkdir(parents=True, exist_ok=True)
+        with (output / "metrics.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["seconds", "images_per_second", "contrastive_loss", "reconstruction_loss"])
+            writer.writerows([3, rate, 1 + number / 2, 0.25] for number, rate in enumerate(self.rates))
+        record = {"epoch": int(options["max_epochs"]), "versions": {"torch": "1"}, "machine": {"threads": 2}}
+        (output / "metrics.json").write_text(json.dumps(record))
+        torch.manual_seed(100 * int(options["seed"]) + int(float(options.get("alpha", 0))))
+        encoder = ConRecEncoder(3, tuple(json.loads(options["features"])))
+        save_checkpoint(output / "encoder.pt", encoder, {"image_size": 32, "resize": "squash"})
+        return 0
+
+
+def start(data: Path, results: Path, run_child: Callable, name: str = "views", **changes: Any) -> int:
+    """The command line of a sweep."""
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.config.json").write_text(json.dumps(config(**changes)))
+    path = (results / f"{name}.config.json").rename(results / f"{name}.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_child", run_child)
+        return sweep.main([str(path), "--data", str(data), "--results", str(results)])
+
+
+def lines(results: Path, name: str = "views") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
+
+
+def rows(results: Path, name: str = "views") -> list[list[str]]:
+    text = (results / f"{name}.md").read_text().partition("|---|---|---|---|---|---|---|\n")[2]
+    return [line.strip("| ").split(" | ") if "|" in line else [] for line in text.splitlines()]
+
+
+# --- the whole way, on drawn photographs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    assert start(data, results, in_process) == 0
+    return results
+
+
+def test_a_whole_sweep(finished: Path) -> None:
+    found = lines(finished)
+    order = [(variant, seed) for seed in (0, 1) for variant in ("plain", "other", "random")]
+    assert [(line["variant"], line["seed"]) for line in found] == order
+    assert len({line["key"] for line in found}) == 6 and found[1]["settings"] == {**SETTINGS, "alpha": 5.0}
+    for line in found:
+        assert -1 <= line["h"] <= 1 and -1 <= line["levels"] <= 1
+        if line["variant"] == "random":
+            assert (line["epochs"], line["minutes"]) == (0, 0.0) and "contrastive_loss" not in line
+            continue
+        assert line["contrastive_loss"] > 0 and line["reconstruction_loss"] > 0 and line["images_per_second"] > 0
+        assert "torch" in line["versions"] and line["machine"]["threads"] > 0
+        rate = json.loads((finished / "rates" / digest(line["settings"]) / "rate.json").read_text())
+        assert line["epochs"] == max(1, round(rate["images_per_second"] * 60 * 0.01 / 61))
+        (log,) = (finished / "runs" / line["key"]).glob("train.log")
+        assert "epoch" in log.read_text()
+    assert len({line["h"] for line in found}) > 1
+    assert len(list((finished / "rates").iterdir())) == 2  # the seeds share them
+    assert len(list((finished / "runs").iterdir())) == 4
+
+    table = rows(finished)
+    assert [row[0] for row in table] == ["plain", "other: `alpha 5.0`", "random"]
+    means = {}
+    for row, variant in zip(table, ("plain", "other", "random"), strict=True):
+        own = [line for line in found if line["variant"] == variant]
+        for place, name in ((3, "h"), (5, "levels")):
+            values = [100 * line[name] for line in own]
+            means[variant, name] = sum(values) / 2
+            assert row[place] == f"{means[variant, name]:.1f} ({values[0]:.1f}, {values[1]:.1f})"
+        losses = [line["contrastive_loss"] for line in own if "contrastive_loss" in line]
+        assert row[2] == (f"{np.mean(losses):.2f}" if losses else "")
+    for row, variant in zip(table[1:], ("other", "random"), strict=True):
+        for place, name in ((4, "h"), (6, "levels")):
+            difference, _, span = row[place].partition(" ")
+            assert float(difference) == pytest.approx(means[variant, name] - means["plain", name], abs=0.051)
+            low, high = map(float, span.strip("[]").split(", "))
+            assert low <= float(difference) <= high
+    assert table[0][4] == "" and len(table[0]) == 6  # nothing to compare with
+    text = (finished / "views.md").read_text()
+    assert text.startswith(
+        "# views\n\nA sentence.\n\nCommon settings: `recipe fundus`, `image_size 32`, `features [4,8]`"
+    )
+    assert "0.01 minutes of training each, seeds 0, 1." in text
+
+
+def test_what_is_finished_is_not_repeated(data: Path, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".json"}
+    assert start(data, finished, never) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".json"} == before
+    # What is trained is used again by a sweep of another name, too, and without its lines.
+    shutil.copytree(finished, finished / "copy", ignore=shutil.ignore_patterns("copy"))
+    (finished / "copy/views.jsonl").unlink()
+    assert start(data, finished / "copy", never) == 0
+    assert lines(finished / "copy") == lines(finished)
+    variants = {"random": {"untrained": True}, "5": {"alpha": 5.0}}
+    assert start(data, finished / "copy", never, "again", variants=variants, seeds=[1]) == 0
+    kept = [line for line in lines(finished) if line["seed"] == 1]
+    for line, old in zip(lines(finished / "copy", "again"), (kept[2], kept[1]), strict=True):
+        assert line["key"] == old["key"] and (line["h"], line["levels"]) == (old["h"], old["levels"])
+    assert [row[0] for row in rows(finished / "copy", "again")] == ["random", "5: `alpha 5.0`"]
+    shutil.rmtree(finished / "copy")
+
+
+def test_a_setting_that_the_bundle_refuses(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variants = {"plain": {"temperature": 0}}
+    assert start(data, tmp_path, in_process, variants=variants) == 1
+    log = tmp_path / "rates" / digest({**SETTINGS, "temperature": 0}) / "rate.log"
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: a training failed, {log} ends with: Error: temperature must be positive")
+    assert error.count("\n") == 1
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def test_parts(data: Path, tmp_path: Path) -> None:
+    sweep.write_parts(str(data / "eyes"), tmp_path / "a.json")
+    sweep.write_parts(str(data / "eyes"), tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+    parts = {part: load_datalist(tmp_path / "a.json", part) for part in sweep.PARTS}
+    names = {part: {Path(item["image"]).stem for item in items} for part, items in parts.items()}
+    assert not names["development"] & names["report"]
+    assert names["development"] | names["report"] == {*(f"eye{i}" for i in range(60)), "copy"}
+    assert abs(len(parts["development"]) - 24.4) <= 2
+    assert sum({"eye0", "copy"} <= part for part in names.values()) == 1
+    for part, items in parts.items():
+        assert items.info.ordinal and items.info.class_names == load_datalist(data / "eyes").info.class_names
+        counts = np.bincount([item["label"] for item in items])
+        assert counts.max() - counts.min() <= 2, part
+        groups = {Path(item["image"]).stem: item["group"] for item in items}
+        assert groups.get("eye0") == groups.get("copy") and len(set(groups.values())) == len(items) - ("copy" in groups)
+
+
+def test_data_that_cannot_be_split(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(data / "eyes/train_images", bare / "flat")
+    shutil.copytree(data / "eyes/train_images", bare / "kinds/a")
+    shutil.copytree(data / "eyes/train_images", bare / "kinds/b")
+    for dataset in ("flat", "kinds"):
+        assert start(bare, tmp_path / "results", never, dataset=dataset) == 1
+        told = f"Error: {bare / dataset} holds images without grades; a sweep needs the grade of each.\n"
+        assert capsys.readouterr().err == told
+    assert start(bare, tmp_path / "results", never) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: data not found: {bare / 'eyes'}") and error.count("\n") == 1
+    assert not (tmp_path / "results/parts.json").exists()
+
+
+# --- trainings, which are not made here -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(1, 98), (0.5, 49), (1e-6, 1)])
+def test_epochs_are_those_of_the_measured_rate(data: Path, tmp_path: Path, minutes: float, expected: int) -> None:
+    bundle = Bundle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_child", bundle)
+        changes = {"minutes": minutes, "variants": {"plain": {}}}
+        todo = sweep.Sweep(config(**changes), "views", data, tmp_path, lambda line: None)
+        for run in todo.runs():
+            todo._train(run)
+    (measured,) = bundle.measured  # the rate is one of all seeds
+    assert (measured["dataset_dir"], measured["max_epochs"]) == ("phantom:n=64,size=32", "3")
+    rate = tmp_path / "rates" / digest(SETTINGS)
+    assert json.loads((rate / "rate.json").read_text()) == {"images_per_second": 100}  # the best epoch
+    assert not (rate / "run").exists()
+    assert [options["max_epochs"] for options in bundle.trained] == [str(expected)] * 2  # 100 * 60 * minutes / 61
+    assert [options["seed"] for options in bundle.trained] == ["0", "1"]
+    assert bundle.trained[0]["dataset_dir"] == str(data / "eyes") and bundle.trained[0]["resume"] == "True"
+    assert bundle.trained[0]["features"] == "[4,8]" and bundle.trained[0]["field_of_view"] == "None"
+
+
+def test_drawn_images_are_as_large_as_those_of_the_cache(data: Path, tmp_path: Path) -> None:
+    bundle = Bundle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_child", bundle)
+        settings = {"recipe": "paper", "cache_size": 40}
+        todo = sweep.Sweep(config(settings={**settings, "features": [4, 8]}), "views", data, tmp_path)
+        todo._epochs(todo.runs()[0])
+    assert bundle.measured[0]["dataset_dir"] == "phantom:n=128,size=40"  # 8 batches of the recipe
+
+
+def test_an_interrupted_sweep_goes_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Bundle(interrupt=2)
+    assert start(data, tmp_path, first) == 130
+    assert capsys.readouterr().err == "Interrupted; the same command goes on from here.\n"
+    (kept,) = lines(tmp_path)
+    assert (kept["variant"], kept["seed"], kept["epochs"]) == ("plain", 0, 1)
+    assert (kept["minutes"], kept["images_per_second"], kept["contrastive_loss"]) == (0.15, 75, 2)
+    assert not (tmp_path / "views.md").exists()
+
+    second = Bundle(rates=[1000])
+    assert start(data, tmp_path, second) == 0
+    assert second.measured == []
+    assert [(options.get("alpha"), options["seed"]) for options in second.trained] == [
+        ("5.0", "0"),
+        (None, "1"),
+        ("5.0", "1"),
+    ]
+    assert second.trained[0] == first.trained[1]  # with --resume
+    assert len(lines(tmp_path)) == 6 and lines(tmp_path)[0] == kept and len(rows(tmp_path)) == 3
+
+
+def test_a_changed_setting_is_a_new_run(data: Path, tmp_path: Path) -> None:
+    assert start(data, tmp_path, Bundle(), seeds=[0]) == 0
+    old = lines(tmp_path)
+    changed = Bundle()
+    variants = {"plain": {}, "other": {"alpha": 7.0}, "random": {"untrained": True}}
+    assert start(data, tmp_path, changed, seeds=[0], variants=variants) == 0
+    assert [options["alpha"] for options in changed.trained] == ["7.0"]
+    new = lines(tmp_path)
+    assert sorted(line["variant"] for line in new) == ["other", "plain", "random"]
+    assert {line["key"] for line in old} - {line["key"] for line in new} == {old[1]["key"]}
+    assert [row[0] for row in rows(tmp_path)] == ["plain", "other: `alpha 7.0`", "random"]
+    assert f"{100 * new[-1]['h']:.1f}" == rows(tmp_path)[1][3]  # one seed: no values in parentheses
+    # Other minutes are other runs.
+    longer = Bundle()
+    assert start(data, tmp_path, longer, seeds=[0], variants={"plain": {}}, minutes=0.1) == 0
+    assert [options["max_epochs"] for options in longer.trained] == ["10"] and longer.measured == []
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "x"},
+            "views: expected the keys about, dataset, minutes, seeds, settings, variants, got about, datas",
+        ),
+        ({"minutes": 0}, "views: minutes must be a positive number, got 0."),
+        ({"minutes": "2"}, "views: minutes must be a positive number, got '2'."),
+        ({"seeds": 3}, "views: seeds must be a list of whole numbers, got 3."),
+        ({"seeds": [0, True]}, "views: seeds must be a list of whole numbers, got [0, True]."),
+        ({"seeds": []}, "views: expected at least one variant (by name) and one seed."),
+        ({"variants": {}}, "views: expected at least one variant (by name) and one seed."),
+        ({"variants": [{}]}, "views: expected at least one variant (by name) and one seed."),
+    ],
+)
+def test_mistake_in_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "views.json").write_text(json.dumps(config(**changes)))
+    assert sweep.main([str(tmp_path / "views.json"), "--results", str(tmp_path / "results")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: {message}") and error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_files_that_are_none(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "views.json"
+    assert sweep.main([str(path)]) == 1
+    assert capsys.readouterr().err == f"Error: there is no configuration {path}.\n"
+    path.write_text("{")
+    assert sweep.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: {path} is damaged (Expecting property name") and error.count("\n") == 1
+
+    sweep.write_parts(str(data / "eyes"), tmp_path / "parts.json")
+    for text in ("{", "[]\n", "{}\n"):
+        (tmp_path / "views.jsonl").write_text(text)
+        assert start(data, tmp_path, never) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"Error: {tmp_path / 'views.jsonl'} is damaged (") and error.count("\n") == 1
+        assert error.endswith("); remove it: what was trained is used again.\n")
+
+
+def test_a_training_without_an_encoder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ends(command: Sequence[str], log: TextIO) -> int:
+        return 0 if "phantom" not in command[command.index("--dataset_dir") + 1] else Bundle()(command, log)
+
+    assert start(data, tmp_path, ends, variants={"plain": {}}, seeds=[0]) == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert capsys.readouterr().err == f"Error: the training in {folder} ended without an encoder.pt, see train.log\n"
