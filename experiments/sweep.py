@@ -33,6 +33,7 @@ import torch
 from common import BUNDLE, ROOT, interruptible, last_line, read_json, run_child, write_json, write_text
 
 from conrec_monai import load_encoder
+from conrec_monai.bundle import recipe_values
 from conrec_monai.data import CachedImages, Datalist, load_datalist
 from conrec_monai.evaluation import compare_runs, duplicate_groups, embed, embed_levels, linear_predictions, make_folds
 from conrec_monai.evaluation.duplicates import merge_groups
@@ -50,6 +51,8 @@ DEVELOPMENT_FOLDS = 2  # of 5
 DUPLICATES_SIZE = 224
 REPRESENTATIONS = {"h": embed, "levels": embed_levels}
 UNTRAINED = "untrained"
+# Settings that weights and images of an untrained encoder depend on.
+ARCHITECTURE = ("recipe", "image_size", "features", "pooling", "field_of_view", "resize", "in_channels", "network_def")
 KEYS = {"about", "dataset", "minutes", "seeds", "settings", "variants"}
 
 
@@ -117,17 +120,10 @@ class Sweep:
         results: Path,
         progress: Callable[[str], None] = print,
     ) -> None:
-        if set(config) != KEYS:
-            raise ValueError(f"{name}: expected the keys {', '.join(sorted(KEYS))}, got {', '.join(sorted(config))}.")
-        if not isinstance(config["minutes"], int | float) or not config["minutes"] > 0:
-            raise ValueError(f"{name}: minutes must be a positive number, got {config['minutes']!r}.")
-        if not isinstance(config["seeds"], list) or not all(type(seed) is int for seed in config["seeds"]):
-            raise ValueError(f"{name}: seeds must be a list of whole numbers, got {config['seeds']!r}.")
-        if not isinstance(config["variants"], dict) or not config["variants"] or not config["seeds"]:
-            raise ValueError(f"{name}: expected at least one variant (by name) and one seed.")
+        _check(config, name)
         self.config, self.name, self.results, self.progress = config, name, results, progress
         self.dataset = str(data / config["dataset"])
-        self.parts = results / "parts.json"
+        self.parts = results / f"parts_{config['dataset'].replace('/', '_')}.json"
         self.store = PredictionStore(results / "predictions")
         self._development: dict[tuple, CachedImages] = {}
 
@@ -147,6 +143,7 @@ class Sweep:
         lines = self.lines()
         for number, run in enumerate(self.runs(), 1):
             key = self._key(run)
+            lines = [line for line in lines if line["key"] != key or self._is_scored(run)]
             if any(line["key"] == key for line in lines):
                 continue
             self.progress(f"{self.name} {number}/{len(self.runs())}: {run.variant}, seed {run.seed}")
@@ -175,7 +172,15 @@ class Sweep:
             raise ValueError(f"{path} is damaged ({error}); remove it: what was trained is used again.") from None
 
     def _key(self, run: _Run) -> str:
-        return digest(run.settings, run.seed, self.config["minutes"], self.config["dataset"])
+        settings, minutes = run.settings, self.config["minutes"]
+        if settings.get(UNTRAINED):  # random weights of an architecture, whatever it would be trained with
+            trained, minutes = self._trained(run.seed).settings, 0
+            settings = {name: trained[name] for name in ARCHITECTURE if name in trained} | {UNTRAINED: True}
+        return digest(settings, run.seed, minutes, self.config["dataset"])
+
+    def _trained(self, seed: int) -> _Run:
+        """The run of the first variant that is trained."""
+        return next(run for run in self.runs() if run.seed == seed and not run.settings.get(UNTRAINED))
 
     def _line(self, run: _Run) -> dict[str, Any]:
         path = self.encoder(run)
@@ -194,7 +199,7 @@ class Sweep:
             return self._train(run) / ENCODER
         path = self._folder(run) / ENCODER
         if not path.is_file():
-            first = self.encoder(next(r for r in self.runs() if not r.settings.get(UNTRAINED) and r.seed == run.seed))
+            first = self.encoder(self._trained(run.seed))
             network = untrained_encoders(lambda: untrained_like(load_encoder(first)), [run.seed])[run.seed]
             nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +215,7 @@ class Sweep:
         command += ["--config_file", f"{bundle}/configs/train.json", "--bundle_root", bundle]
         options = {"dataset_dir": dataset, "output_dir": output, "probe_every": 0, "pictures_every": 0, **run.settings}
         for name, value in {**options, **others}.items():
-            command += [f"--{name}", str(value).replace(" ", "")]
+            command += [f"--{name}", str(value) if isinstance(value, str | Path) else str(value).replace(" ", "")]
         return command
 
     def _train(self, run: _Run) -> Path:
@@ -292,10 +297,14 @@ class Sweep:
     def _predictions(self, run: _Run, name: str) -> Predictions | None:
         return self.store.get({"run": self._key(run), "features": name})
 
+    def _is_scored(self, run: _Run) -> bool:
+        return all(self._predictions(run, name) is not None for name in REPRESENTATIONS)
+
     def table(self, lines: Sequence[Mapping[str, Any]]) -> str:
         """The means over the seeds, and the differences to the first variant, as Markdown."""
         labels, groups, _ = self._plan(load_datalist(self.parts, PARTS[0]))
         seeds = self.config["seeds"]
+        by_key = {line["key"]: line for line in lines}
         found: dict[str, dict[str, list[Predictions]]] = {}
         for run in self.runs():
             for name in REPRESENTATIONS:
@@ -317,8 +326,8 @@ class Sweep:
             "|---|---|---|---|---|---|---|",
         ]
         for variant, changes in self.config["variants"].items():
-            own = [line for line in lines if line["variant"] == variant]
-            if not own or variant not in found:
+            own = [by_key[self._key(run)] for run in self.runs() if run.variant == variant and self._key(run) in by_key]
+            if not own:
                 continue
             losses = [line["contrastive_loss"] for line in own if "contrastive_loss" in line]
             cells = [_title(variant, changes), " / ".join(sorted({str(line["epochs"]) for line in own}))]
@@ -335,6 +344,34 @@ class Sweep:
                     cells[-1] = f"{100 * compared['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             text.append(f"| {' | '.join(cells)} |")
         return "\n".join(text) + "\n"
+
+
+def _check(config: Mapping[str, Any], name: str) -> None:
+    """Checks the content of a configuration."""
+    if set(config) != KEYS:
+        raise ValueError(f"{name}: expected the keys {', '.join(sorted(KEYS))}, got {', '.join(sorted(config))}.")
+    minutes, seeds, settings, variants = (config[key] for key in ("minutes", "seeds", "settings", "variants"))
+    if not isinstance(config["dataset"], str) or not config["dataset"]:
+        raise ValueError(f"{name}: dataset must be a path below that of the data sets, got {config['dataset']!r}.")
+    if not isinstance(minutes, int | float) or not 0 < minutes < float("inf"):
+        raise ValueError(f"{name}: minutes must be a positive number, got {minutes!r}.")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"{name}: seeds must be a list of whole numbers, got {seeds!r}.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{name}: seeds must differ, got {seeds!r}.")
+    if not isinstance(settings, dict) or not isinstance(variants, dict) or not variants:
+        raise ValueError(f"{name}: settings and variants must be objects, got {settings!r} and {variants!r}.")
+    recipes = (read_json(BUNDLE / "configs" / "train.json") or {})["recipes"]
+    known: dict[str, str] = {}
+    for variant, changes in variants.items():
+        if not isinstance(changes, dict):
+            raise ValueError(f"{name}: the variant {variant!r} must be an object of settings, got {changes!r}.")
+        recipe_values({**settings, **changes}.get("recipe", "fundus"), recipes)
+        other = known.setdefault(digest({**settings, **changes}), variant)
+        if other != variant:
+            raise ValueError(f"{name}: the variants {other!r} and {variant!r} have the same settings.")
+    if all(changes.get(UNTRAINED) for changes in variants.values()):
+        raise ValueError(f"{name}: expected at least one variant that is trained.")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

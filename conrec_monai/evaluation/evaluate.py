@@ -256,7 +256,10 @@ def _check(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"two models are named {repeated[0]!r}; every model needs a name of its own")
+    taken = {SHORTCUT, COLOR, *(c.method for c in candidates if c.kind in ("untrained", "random"))}
     for candidate in candidates:
+        if candidate.kind in ("checkpoint", "imagenet") and candidate.method in taken:
+            raise ValueError(f"{candidate.name} cannot be a run of {candidate.method!r}, which is something else here")
         if candidate.kind not in KINDS:
             raise ValueError(f"a model must be of the kind {', '.join(KINDS)}, {candidate.name} is {candidate.kind!r}")
         if len(candidate.images) != len(labels):
@@ -478,20 +481,26 @@ def _method_comparisons(
     result = []
     for (protocol, variant, fraction), block in places.items():
         pretrained = [name for name in block if kinds[name] in ("checkpoint", "imagenet")]
-        for number, a in enumerate(pretrained):
-            others = [name for name in block if name not in pretrained and views[name] == views[a]]
-            for b in [*pretrained[number + 1 :], *others]:
+        pairs = [(a, b, protocol) for number, a in enumerate(pretrained) for b in pretrained[number + 1 :]]
+        pairs += [(a, b, protocol) for a in pretrained for b in block if b not in pretrained]
+        if protocol in ("frozen_head", "fine_tune"):  # a trained network is compared with the supervised one too
+            scratch = places.get(("supervised", None, fraction), {})
+            pairs += [(a, b, "supervised") for a in pretrained for b in scratch]
+        for a, b, other_protocol in pairs:
+            if b in pretrained or views[b] == views[a]:
+                members = (block[a], places[other_protocol, variant, fraction][b])
                 scores_a, drawn_a, scores_b, drawn_b = (
-                    [values[i] for i in block[name]] for name in (a, b) for values in (scored, drawn)
+                    [values[i] for i in member] for member in members for values in (scored, drawn)
                 )
                 result.append(
                     {
                         "method": a,
                         "other": b,
                         "other_kind": kinds[b],
-                        "runs": len(block[a]),
-                        "other_runs": len(block[b]),
+                        "runs": len(members[0]),
+                        "other_runs": len(members[1]),
                         "protocol": protocol,
+                        "other_protocol": other_protocol,
                         "variant": variant,
                         "fraction": fraction,
                         "metrics": run_differences(scores_a, drawn_a, scores_b, drawn_b),  # type: ignore[arg-type]

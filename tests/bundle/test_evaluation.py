@@ -160,7 +160,7 @@ def test_runs_of_a_method(tmp_path: Path, few: dict[str, Any], capsys: pytest.Ca
         torch.manual_seed(number)
         paths[name] = tmp_path / f"{number}.pt"
         save_checkpoint(paths[name], ConRecUNet(features=(4, 8)).encoder, PREPROCESSING)
-    few = {**few, "n_folds": 2, "untrained_seeds": [0, 5]}
+    few = {**few, "protocols": ["knn"], "n_folds": 2, "untrained_seeds": [0, 5]}
     result = evaluate_checkpoints(paths, PHANTOM, tmp_path / "result", **few)
     assert [(m["name"], m["method"]) for m in result["models"]] == [
         ("conrec@0", "conrec"),
@@ -176,13 +176,9 @@ def test_runs_of_a_method(tmp_path: Path, few: dict[str, Any], capsys: pytest.Ca
     runs = {(e["method"], e["other"]): (e["runs"], e["other_runs"]) for e in result["methods"]}
     assert runs["conrec", "b@c"] == (2, 1) and runs["conrec", "untrained"] == (2, 2)
     assert runs["b@c", "@2"] == (1, 1) and ("conrec", "conrec") not in runs
-    (entry,) = [
-        e
-        for e in result["methods"]
-        if (e["method"], e["other"], e["variant"]) == ("conrec", "untrained", "standardized")
-    ]
+    (entry,) = [e for e in result["methods"] if (e["method"], e["other"]) == ("conrec", "untrained")]
     names = ("conrec@0", "conrec@1", "untrained, seed 0", "untrained, seed 5")
-    values = [found(result, name)["qwk"]["mean"] for name in names]
+    values = [found(result, name, "knn", None)["qwk"]["mean"] for name in names]
     assert entry["metrics"]["qwk"]["a"] == pytest.approx(np.mean(values[:2]))
     assert entry["metrics"]["qwk"]["b"] == pytest.approx(np.mean(values[2:]))
     printed = capsys.readouterr().out

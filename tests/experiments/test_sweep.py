@@ -171,7 +171,7 @@ def test_a_whole_sweep(finished: Path) -> None:
         assert "epoch" in log.read_text()
     assert len({line["h"] for line in found}) > 1
     assert len(list((finished / "rates").iterdir())) == 2  # the seeds share them
-    assert len(list((finished / "runs").iterdir())) == 4
+    assert len(list((finished / "runs").glob("*/train.log"))) == 4
 
     table = rows(finished)
     assert [row[0] for row in table] == ["plain", "other: `alpha 5.0`", "random"]
@@ -202,18 +202,13 @@ def test_what_is_finished_is_not_repeated(data: Path, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".json"}
     assert start(data, finished, never) == 0
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".json"} == before
-    # What is trained is used again by a sweep of another name, too, and without its lines.
-    shutil.copytree(finished, finished / "copy", ignore=shutil.ignore_patterns("copy"))
-    (finished / "copy/views.jsonl").unlink()
-    assert start(data, finished / "copy", never) == 0
-    assert lines(finished / "copy") == lines(finished)
+    # What is trained is used again by a sweep of another name, too, for its own lines.
     variants = {"random": {"untrained": True}, "5": {"alpha": 5.0}}
-    assert start(data, finished / "copy", never, "again", variants=variants, seeds=[1]) == 0
+    assert start(data, finished, never, "again", variants=variants, seeds=[1]) == 0
     kept = [line for line in lines(finished) if line["seed"] == 1]
-    for line, old in zip(lines(finished / "copy", "again"), (kept[2], kept[1]), strict=True):
-        assert line["key"] == old["key"] and (line["h"], line["levels"]) == (old["h"], old["levels"])
-    assert [row[0] for row in rows(finished / "copy", "again")] == ["random", "5: `alpha 5.0`"]
-    shutil.rmtree(finished / "copy")
+    for line, old in zip(lines(finished, "again"), (kept[2], kept[1]), strict=True):
+        assert {**line, "variant": old["variant"]} == old
+    assert [row[0] for row in rows(finished, "again")] == ["random", "5: `alpha 5.0`"]
 
 
 def test_a_setting_that_the_bundle_refuses(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,8 +290,8 @@ def test_drawn_images_are_as_large_as_those_of_the_cache(data: Path, tmp_path: P
 
 
 def test_an_interrupted_sweep_goes_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = Bundle(interrupt=2)
-    assert start(data, tmp_path, first) == 130
+    first, variants = Bundle(interrupt=2), {"plain": {}, "other": {"alpha": 5.0}}
+    assert start(data, tmp_path, first, variants=variants) == 130
     assert capsys.readouterr().err == "Interrupted; the same command goes on from here.\n"
     (kept,) = lines(tmp_path)
     assert (kept["variant"], kept["seed"], kept["epochs"]) == ("plain", 0, 1)
@@ -304,7 +299,7 @@ def test_an_interrupted_sweep_goes_on(data: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "views.md").exists()
 
     second = Bundle(rates=[1000])
-    assert start(data, tmp_path, second) == 0
+    assert start(data, tmp_path, second, variants=variants) == 0
     assert second.measured == []
     assert [(options.get("alpha"), options["seed"]) for options in second.trained] == [
         ("5.0", "0"),
@@ -312,20 +307,20 @@ def test_an_interrupted_sweep_goes_on(data: Path, tmp_path: Path, capsys: pytest
         ("5.0", "1"),
     ]
     assert second.trained[0] == first.trained[1]  # with --resume
-    assert len(lines(tmp_path)) == 6 and lines(tmp_path)[0] == kept and len(rows(tmp_path)) == 3
+    assert len(lines(tmp_path)) == 4 and lines(tmp_path)[0] == kept and len(rows(tmp_path)) == 2
 
 
 def test_a_changed_setting_is_a_new_run(data: Path, tmp_path: Path) -> None:
-    assert start(data, tmp_path, Bundle(), seeds=[0]) == 0
-    old = lines(tmp_path)
-    changed = Bundle()
-    variants = {"plain": {}, "other": {"alpha": 7.0}, "random": {"untrained": True}}
+    variants: dict[str, dict[str, Any]] = {"plain": {}, "other": {"alpha": 5.0}}
+    assert start(data, tmp_path, Bundle(), seeds=[0], variants=variants) == 0
+    old, changed = lines(tmp_path), Bundle()
+    variants["other"]["alpha"] = 7.0
     assert start(data, tmp_path, changed, seeds=[0], variants=variants) == 0
     assert [options["alpha"] for options in changed.trained] == ["7.0"]
     new = lines(tmp_path)
-    assert sorted(line["variant"] for line in new) == ["other", "plain", "random"]
+    assert [line["variant"] for line in new] == ["plain", "other"]
     assert {line["key"] for line in old} - {line["key"] for line in new} == {old[1]["key"]}
-    assert [row[0] for row in rows(tmp_path)] == ["plain", "other: `alpha 7.0`", "random"]
+    assert [row[0] for row in rows(tmp_path)] == ["plain", "other: `alpha 7.0`"]
     assert f"{100 * new[-1]['h']:.1f}" == rows(tmp_path)[1][3]  # one seed: no values in parentheses
     # Other minutes are other runs.
     longer = Bundle()
@@ -347,9 +342,17 @@ def test_a_changed_setting_is_a_new_run(data: Path, tmp_path: Path) -> None:
         ({"minutes": "2"}, "views: minutes must be a positive number, got '2'."),
         ({"seeds": 3}, "views: seeds must be a list of whole numbers, got 3."),
         ({"seeds": [0, True]}, "views: seeds must be a list of whole numbers, got [0, True]."),
-        ({"seeds": []}, "views: expected at least one variant (by name) and one seed."),
-        ({"variants": {}}, "views: expected at least one variant (by name) and one seed."),
-        ({"variants": [{}]}, "views: expected at least one variant (by name) and one seed."),
+        ({"minutes": float("inf")}, "views: minutes must be a positive number, got inf."),
+        ({"seeds": []}, "views: seeds must be a list of whole numbers, got []."),
+        ({"seeds": [1, 1]}, "views: seeds must differ, got [1, 1]."),
+        ({"dataset": 3}, "views: dataset must be a path below that of the data sets, got 3."),
+        ({"settings": []}, "views: settings and variants must be objects, got [] and {"),
+        ({"variants": {}}, "views: settings and variants must be objects, got {"),
+        ({"variants": [{}]}, "views: settings and variants must be objects, got {"),
+        ({"variants": {"a": 3}}, "views: the variant 'a' must be an object of settings, got 3."),
+        ({"variants": {"a": {}, "b": {}}}, "views: the variants 'a' and 'b' have the same settings."),
+        ({"variants": {"a": {"untrained": True}}}, "views: expected at least one variant that is trained."),
+        ({"variants": {"a": {"recipe": "papers"}}}, "recipe must be one of paper, fundus, got 'papers'."),
     ],
 )
 def test_mistake_in_a_configuration(
