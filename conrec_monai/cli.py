@@ -329,7 +329,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained-seeds", metavar="SEED", type=int, nargs="*", help="encoders with random weights (default: 0 1 2)"
     )
-    parser.add_argument("--field-of-view", choices=("normalize",), help="bring every retina to the same circle")
+    parser.add_argument(
+        "--field-of-view",
+        choices=("normalize", "local_contrast"),
+        help="bring every retina to the same circle; and subtract the mean color around each pixel (default: as the"
+        " models were trained)",
+    )
     parser.add_argument("--center-crop", metavar="SHARE", type=float, help="central part of the image that is seen")
     parser.add_argument(
         "--no-group-duplicates",

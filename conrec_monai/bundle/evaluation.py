@@ -52,6 +52,7 @@ from conrec_monai.evaluation.duplicates import linked
 from conrec_monai.evaluation.table import TITLES
 from conrec_monai.networks.nets import DenseNetEncoder
 from conrec_monai.networks.utils import load_encoder, read_checkpoint, untrained_like
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 from conrec_monai.version import __version__
 
 __all__ = ["evaluate_checkpoints"]
@@ -115,8 +116,9 @@ def evaluate_checkpoints(
             learning_rate, weight_decay, batch_size, epochs, augmentation.
         densenet: adds a DenseNet121: "random", "imagenet" (downloaded once) or the file of its weights.
         untrained_seeds: of the encoders with random weights.
-        field_of_view: None as each checkpoint was trained, or "normalize"; see
-            :class:`conrec_monai.transforms.NormalizeFieldOfView`.
+        field_of_view: None as each checkpoint was trained, or "normalize" or "local_contrast"; see
+            :class:`conrec_monai.transforms.NormalizeFieldOfView` and
+            :class:`conrec_monai.transforms.LocalContrast`.
         center_crop: central part of the image that is seen; by default 0.875 for Oxford Flowers and Stanford Dogs, as
             published, and all of it for any other data set.
         group_duplicates: find duplicates and keep them on one side of a fold.
@@ -152,8 +154,8 @@ def evaluate_checkpoints(
         raise ValueError("protocols and fractions must be lists of at least one, each named once.")
     if center_crop is not None and not (type(center_crop) in (int, float) and 0 < center_crop <= 1):
         raise ValueError(f"center_crop must be in (0, 1], got {center_crop!r}.")
-    if field_of_view not in (None, "normalize"):
-        raise ValueError(f"field_of_view must be None or normalize, got {field_of_view!r}.")
+    if field_of_view not in FIELDS_OF_VIEW:
+        raise ValueError(f"field_of_view must be None, normalize or local_contrast, got {field_of_view!r}.")
     if not isinstance(group_duplicates, bool):
         raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
     train_keys, test_keys = _keys(keys, test_dir)
@@ -198,7 +200,7 @@ def evaluate_checkpoints(
     plan.save(output / "folds.json", ids)
     statements += _data_statements(plan, labels, found, group_duplicates)
     statements += _patient_statements(datalist, dataset_dir, test, test_dir)
-    if "normalize" in {field_of_view, *(entry["preprocessing"].get("field_of_view") for entry in loaded)}:
+    if {field_of_view, *(entry["preprocessing"].get("field_of_view") for entry in loaded)} - {None}:
         statements.append(
             "The shape of a normalized field of view tells nothing: the shortcut baseline knows color alone."
         )
@@ -540,7 +542,7 @@ class _Decoded:
             elif [i for part in whole for i in part.ids] != [i for part in self.sets for i in part.ids]:
                 raise ValueError("images that one checkpoint's size can be read at cannot be read at another's.")
             self._images[key] = torch.cat([central_part(part.images, size) for part in whole])
-        normalized = ", normalized field of view" if view else ""
+        normalized = f", {'normalized field of view' if view == 'normalize' else 'local contrast'}" if view else ""
         words = f"{size} px, {preprocessing['resize']}, {'gray' if channels == 1 else 'color'}{normalized}"
         return self._images[key], words
 

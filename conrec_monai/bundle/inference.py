@@ -45,7 +45,7 @@ def load_for_inference(
         checkpoint: ``encoder.pt`` or ``checkpoint.pt`` of a run, which bring their own architecture and preprocessing;
             or a plain state dictionary, such as the ``models/model.pt`` of a MONAI bundle.
         architecture: arguments of :class:`conrec_monai.networks.nets.ConRecEncoder` for a plain state dictionary.
-        preprocessing: ``image_size``, ``resize`` and ``field_of_view`` (null or "normalize"; null where it is absent)
+        preprocessing: ``image_size``, ``resize`` and ``field_of_view`` (one of `CachedImages`; null where it is absent)
             for a plain state dictionary.
 
     Raises:
@@ -74,7 +74,9 @@ def load_for_inference(
         raise ValueError(f"preprocessing must hold resize, one of {', '.join(RESIZES)}, found {resize!r}.")
     field_of_view = preprocessing.get("field_of_view")
     if field_of_view not in FIELDS_OF_VIEW:
-        raise ValueError(f"preprocessing must hold field_of_view, null or normalize, found {field_of_view!r}.")
+        raise ValueError(
+            f"preprocessing must hold field_of_view, null, normalize or local_contrast, found {field_of_view!r}."
+        )
     return InferenceEncoder(encoder.eval(), size, resize, field_of_view)
 
 

@@ -368,7 +368,7 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         if settings[name] not in options:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {settings[name]!r}.")
     if settings["field_of_view"] not in FIELDS_OF_VIEW:
-        raise ValueError(f"field_of_view must be null or normalize, got {settings['field_of_view']!r}.")
+        raise ValueError(f"field_of_view must be null, normalize or local_contrast, got {settings['field_of_view']!r}.")
     for name in ("learning_rate", "max_minutes"):
         if settings[name] is not None and not settings[name] > 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}.")

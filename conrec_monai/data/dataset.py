@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
+from conrec_monai.transforms.local_contrast import LocalContrast
 from conrec_monai.utils import progress_bar
 
 from .datalist import ON_ERROR, Datalist
@@ -54,7 +55,7 @@ class CachedImages(Dataset):
 
     With `field_of_view="normalize"`, each image as decoded passes through `NormalizeFieldOfView`, which brings it to
     the square of `size` by itself; `resize` then has no effect. Images in which no retina was found are kept, named in
-    `unsure` and logged as one warning.
+    `unsure` and logged as one warning. With "local_contrast" the result passes through `LocalContrast` too.
 
     With a `cache_dir` the images are decoded into an `ImageCache` there, once for all runs and processes, and mapped
     into memory: one copy for all processes, of no more than what is used where memory is short. A photograph that is
@@ -75,7 +76,8 @@ class CachedImages(Dataset):
         progress: show a progress bar while decoding, on a terminal only.
         on_error: what becomes of images that cannot be read: "raise" (an error) or "skip" (left out, logged and
             recorded).
-        field_of_view: "normalize" to bring each retina to the same circle and mask; None to leave images as they are.
+        field_of_view: "normalize" to bring each retina to the same circle and mask, "local_contrast" to then take the
+            mean color around each pixel from it; None to leave images as they are.
         cache_dir: folder of decoded images; None to keep them in the memory of this process.
 
     Attributes:
@@ -119,7 +121,7 @@ class CachedImages(Dataset):
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be {' or '.join(map(repr, ON_ERROR))}, got {on_error!r}")
         if field_of_view not in FIELDS_OF_VIEW:
-            raise ValueError(f"field_of_view must be None or 'normalize', got {field_of_view!r}")
+            raise ValueError(f"field_of_view must be None, 'normalize' or 'local_contrast', got {field_of_view!r}")
         for index, item in enumerate(data):
             if "image" not in item:
                 raise ValueError(f"item {index} of data has no 'image', only {sorted(item)}")
@@ -164,7 +166,7 @@ class CachedImages(Dataset):
         places = torch.arange(len(self))
         hashes = torch.zeros(len(self), dtype=torch.int64)
         unsure: dict[int, str] = {}
-        normalize = NormalizeFieldOfView(self.size).normalize if self.field_of_view == "normalize" else None
+        normalize = None if self.field_of_view is None else self._normalize
 
         def fill(index: int, decode: bool) -> str | None:
             try:
@@ -176,8 +178,7 @@ class CachedImages(Dataset):
                 elif array is None:
                     missing.append(index)
                 elif normalize:
-                    array, found = normalize(array)
-                    reason = found.reason or ""
+                    array, reason = normalize(array)
             except (ValueError, OSError) as error:
                 in_memory = isinstance(self.data[index]["image"], np.ndarray)
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
@@ -237,6 +238,14 @@ class CachedImages(Dataset):
                 images[new] = images[old]
         self._images = images[: len(self)]
         return self
+
+    def _normalize(self, array: np.ndarray) -> tuple[np.ndarray, str]:
+        """What `field_of_view` says of an image as decoded, and why no retina was found in it."""
+        contrast = self.field_of_view == "local_contrast"
+        if contrast and array.dtype.kind == "u":  # whose enlarged differences are not to be rounded before
+            array = array / np.float32(np.iinfo(array.dtype).max)
+        array, found = NormalizeFieldOfView(self.size).normalize(array)
+        return LocalContrast()(array) if contrast else array, found.reason
 
     def _read(
         self, index: int, cache: ImageCache | None, decode: bool

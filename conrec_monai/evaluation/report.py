@@ -56,6 +56,7 @@ TRIPLETS = 5
 EXAMPLES = 2  # of each class, in the pictures of the attention
 SHOWN_CLASSES = 8
 SEED = 0
+VIEWS = {"normalize": "field of view normalized", "local_contrast": "local contrast"}
 KEYS = ("image_key", "label_key", "group_key", "split_key")
 
 METRICS = {
@@ -252,8 +253,8 @@ def _titles(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> li
         title = _data_name(dataset) + (f", {dataset['section']}" if dataset["section"] else "")
         if dataset["test_path"]:
             title += f", tested on {Path(dataset['test_path']).name}"
-        if settings.get("field_of_view") == "normalize":
-            title += ", field of view normalized"
+        if settings.get("field_of_view"):
+            title += f", {VIEWS[settings['field_of_view']]}"
         titles.append(title)
     for names in ([folder.name for folder in folders], [str(folder) for folder in folders]):
         longer = [
@@ -457,7 +458,7 @@ class _Evaluation:
                 if duplicates is None
                 else f"{duplicates} group{'' if duplicates == 1 else 's'} found",
             ),
-            ("Field of view", "normalized" if result["settings"].get("field_of_view") else "as photographed"),
+            ("Field of view", VIEWS.get(result["settings"].get("field_of_view"), "as the models were trained")),
         ]
         rows = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts)
         statements = ""

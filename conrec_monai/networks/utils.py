@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, DenseNetEncoder, EncoderClassifier, SimCLRNet
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 __all__ = [
     "FORMAT",
@@ -115,7 +116,7 @@ def save_checkpoint(
         network: see :func:`build_network`; its class name becomes ``kind``, its arguments ``config``, its weights
             ``state_dict``.
         preprocessing: how images become the network's input: ``image_size`` (pixels), ``resize`` ("squash", "pad" or
-            "crop") and ``field_of_view`` (None or "normalize"; None when absent); values are in [0, 1].
+            "crop") and ``field_of_view`` (None, "normalize", "local_contrast"; None when absent); values are in [0, 1].
         half: write the weights as float16; but as float32 those of a tensor that is beyond its range.
         **extra: further entries, such as the state of the training.
 
@@ -220,9 +221,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path}: preprocessing must hold resize as a text, found {resize!r}.")
     content["preprocessing"]["resize"] = resize
     field_of_view = content["preprocessing"].setdefault("field_of_view")  # absent in files of earlier releases
-    if field_of_view not in (None, "normalize"):
+    if field_of_view not in FIELDS_OF_VIEW:
         raise ValueError(
-            f"{path}: preprocessing must hold field_of_view as None or 'normalize', found {field_of_view!r}."
+            f"{path}: preprocessing must hold field_of_view as one of {FIELDS_OF_VIEW}, found {field_of_view!r}."
         )
     size = content["preprocessing"].get("image_size")
     if type(size) is not int or size < 1:

@@ -50,6 +50,7 @@ from .intensity import (
     grayscale,
     intensity_curve,
 )
+from .local_contrast import LocalContrast, LocalContrastd
 from .masking import MIN_MASKING_SIZE, RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
 from .spatial import RandHorizontalFlip, RandResizedCrop, RandRotatedCrop, RandVerticalFlip, RandZoom
 from .views import TwoViews, TwoViewsd, Views
@@ -59,6 +60,8 @@ __all__ = [
     "BatchRandTransform",
     "BatchRandTransformd",
     "FieldOfView",
+    "LocalContrast",
+    "LocalContrastd",
     "NormalizeFieldOfView",
     "NormalizeFieldOfViewd",
     "RandColorJitter",

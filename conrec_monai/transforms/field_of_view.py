@@ -42,7 +42,7 @@ __all__ = [
 
 Array = np.ndarray
 
-FIELDS_OF_VIEW = (None, "normalize")  # what a data set does with the field of view
+FIELDS_OF_VIEW = (None, "normalize", "local_contrast")  # what a data set does with the field of view
 RADIUS = 0.96  # of the disc, that reaches the left and right border of the result: its rim is blurred
 HEIGHT = 0.72  # of the disc's radius, that is kept above and below its center
 DARK = 9  # of 255: the least value of a pixel in the mask, in its brightest channel; 8 and less count as outside
