@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conrec_monai import __version__, cli, load_encoder, load_model
+from conrec_monai import __version__, bundle, cli, load_encoder, load_model
 from conrec_monai.cli import main
 from conrec_monai.data.prepare import DATA_SETS
 
@@ -98,6 +98,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare", "aptos2019", "x", "--output", "y", "--size", "big"], "invalid int value: 'big'"),
         (["prepare", "aptos2019", "x", "--output", "y", "--format", "gif"], "invalid choice: 'gif'"),
         (["info"], "required: DATASET"),
+        (["evaluate", "a", "--dataset", "b", "--output", "c", "--field-of-view", "crop"], "invalid choice: 'crop'"),
         (["report", "a"], "required: --output"),
         (["report", "a", "--output", "b", "--pictures", "some"], "invalid choice: 'some'"),
         (["import-keras", "a"], "required: TARGET"),
@@ -107,6 +108,16 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("view", [None, "normalize", "local_contrast"])
+def test_field_of_view_of_evaluate(view: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(bundle, "evaluate_checkpoints", lambda *paths, **values: given.append((paths, values)))
+    arguments = [] if view is None else ["--field-of-view", view]
+    assert main(["evaluate", "a.pt", "--dataset", "b", "--output", "c", *arguments]) == 0
+    ((paths, values),) = given
+    assert paths == (["a.pt"], "b", "c") and values.get("field_of_view") == view
 
 
 def test_prepare(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

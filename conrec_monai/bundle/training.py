@@ -382,7 +382,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     except ValueError as error:
         raise ValueError(f"views of image_size {size}: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
-        ConRecUNet(settings["in_channels"], settings["features"], settings["pooling"], size, settings["decoder"])
+        architecture = {name: settings[name] for name in ("in_channels", "features", "pooling", "decoder", "upsample")}
+        ConRecUNet(image_size=size, **architecture)
     for part, what in ((data.training, "data set"), (data.validation, "validation section")):
         if part is not None and settings["batch_size"] > len(part):
             raise ValueError(

@@ -29,7 +29,8 @@ class LocalContrast(Transform):
     """Takes from each pixel the mean color around it, and makes the rest larger: lesions and vessels on even gray.
 
     ``0.5 + gain * (x - mean)``, clipped to [0, 1]; the mean is that of a Gaussian over the pixels of the retina alone,
-    so that its rim is no edge. Black around it (all channels below 9 of 255) becomes 0. What tells cameras apart,
+    so that its rim is no edge. Black around it (all channels below 9 of 255) becomes 0, and what is inside stays so:
+    where all channels would be darker they are lifted to 9 of 255. What tells cameras apart,
     illumination and color, is gone, what is smaller than the Gaussian stays. For images with a normalized field of
     view, see :class:`NormalizeFieldOfView`. After the preprocessing of the winner of Kaggle's Diabetic Retinopathy
     Detection (B. Graham, 2015).
@@ -62,7 +63,9 @@ class LocalContrast(Transform):
         sigma = (0, *(2 * [self.sigma * min(image.shape[1:])]))
         weight = ndimage.gaussian_filter(inside.astype(np.float32)[None], sigma, mode="constant")
         mean = ndimage.gaussian_filter(x * inside, sigma, mode="constant") / np.maximum(weight, 1e-6)
-        x = np.where(inside, np.clip(0.5 + self.gain * (x - mean), 0, 1), 0) * high
+        x = np.clip(0.5 + self.gain * (x - mean), 0, 1)
+        x = np.where(x.max(axis=0) < DARK / 255, np.maximum(x, DARK / 255), x)  # what is inside stays so
+        x = np.where(inside, x, 0) * high
         return _like((x.round() if image.dtype.kind == "u" else x).astype(image.dtype), img)
 
 

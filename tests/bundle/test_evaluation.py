@@ -431,14 +431,36 @@ def test_duplicates_stay_on_one_side(encoder_file: Path, tmp_path: Path, few: di
         evaluate_checkpoints(encoder_file, path, tmp_path / "x", folds=tmp_path / "bad.json", **tight)
 
 
-def test_normalized_field_of_view(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
-    result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, n_folds=2, field_of_view="normalize", **few)
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("view", ["normalize", "local_contrast"])
+def test_field_of_view(view: str, told: bool, encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
+    """As the caller says, or else as the checkpoint was trained."""
+    trained = ({"normalize", "local_contrast"} - {view}).pop() if told else view
+    save_checkpoint(encoder_file, load_encoder(encoder_file), {**PREPROCESSING, "field_of_view": trained})
+    few = {**few, "n_folds": 2, "field_of_view": view if told else None}
+    result = evaluate_checkpoints(encoder_file, PHANTOM, tmp_path, **few)
+    assert result["settings"]["field_of_view"] == (view if told else None)
+    assert any(text.startswith("The shape of a normalized field of view") for text in result["statements"])
     data = load_datalist(PHANTOM)
-    images = CachedImages(data, 32, field_of_view="normalize", progress=False).images
+    images = CachedImages(data, 32, field_of_view=view, progress=False).images
     labels = np.array([item["label"] for item in data])
     plan = FoldPlan.load(tmp_path / "folds.json", [item["id"] for item in data])
     predictions = linear_predictions(embed(load_encoder(encoder_file), images), labels, plan.folds, "diabetic", True, 5)
     assert found(result, "pretrained")["qwk"]["folds"] == score(labels, predictions, True, 5)["qwk"]["folds"]
+
+
+def test_fields_of_view_side_by_side(tmp_path: Path, few: dict[str, Any]) -> None:
+    paths, encoder = [], ConRecUNet(features=(4, 8)).encoder
+    for name, view in (("raw", None), ("circle", "normalize"), ("gray", "local_contrast")):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "encoder.pt", encoder, {**PREPROCESSING, "field_of_view": view})
+        paths.append(tmp_path / name / "encoder.pt")
+    result = evaluate_checkpoints(paths, PHANTOM, tmp_path, n_folds=2, **few)
+    views = ("", ", normalized field of view", ", local contrast")
+    baselines = [
+        f"{name}, 32 px, squash, color{view}" for view in views for name in ("shortcut baseline", "color baseline")
+    ]
+    assert [model["name"] for model in result["models"]] == ["raw", "circle", "gray", *baselines]
 
 
 def test_trained_networks(encoder_file: Path, tmp_path: Path, few: dict[str, Any]) -> None:
@@ -515,7 +537,7 @@ def test_whole_image_when_asked(encoder_file: Path, tmp_path: Path, few: dict[st
         ({"fine_tuning": {"speed": 3}}, "fine_tuning must hold some of optimizer,"),
         ({"fine_tuning": {"epochs": 0}}, "epochs must be a whole number of at least 1, got 0."),
         ({"densenet": 3}, "densenet must be random, imagenet or the path of weights, got 3."),
-        ({"field_of_view": "crop"}, "field_of_view must be None or normalize, got 'crop'."),
+        ({"field_of_view": "crop"}, "field_of_view must be None, normalize or local_contrast, got 'crop'."),
         ({"group_duplicates": "no"}, "group_duplicates must be True or False, got 'no'."),
         ({"test_dir": "nowhere"}, "data not found: nowhere"),
         ({"folds": "nowhere.json"}, "no folds at nowhere.json: no such file."),

@@ -98,6 +98,15 @@ def test_embeddings_and_attention_maps(outside: Path) -> None:
     assert pictures == [f"left eyes/{i}.png.png" for i in range(3)] + [f"right eyes/{i}.tif.png" for i in range(3)]
 
 
+@pytest.mark.parametrize("view", ["normalize", "local_contrast"])
+def test_field_of_view_of_the_checkpoint(view: str, outside: Path) -> None:
+    save_checkpoint("seen.pt", load_encoder("encoder.pt"), {**PREPROCESSING, "field_of_view": view})
+    run(dataset_dir="phantom:n=4,size=48", checkpoint="seen.pt", attention_maps=False)
+    images = CachedImages(load_datalist("phantom:n=4,size=48"), 32, field_of_view=view, progress=False).images
+    with np.load("out/inference/embeddings.npz", allow_pickle=False) as file:
+        np.testing.assert_allclose(file["embedding"], embed(load_encoder("seen.pt"), images), atol=1e-6)
+
+
 def test_encoder_without_attention(outside: Path) -> None:
     photographs(outside / "photos")
     save_checkpoint("simclr.pt", SimCLRNet(DenseNetEncoder()), PREPROCESSING)
@@ -158,6 +167,10 @@ def test_plain_state_dictionary(tmp_path: Path) -> None:
         ({"preprocessing": {"resize": "pad"}}, "preprocessing must hold image_size, a multiple of 2, found None."),
         ({"preprocessing": {"image_size": 33, "resize": "pad"}}, "a multiple of 2, found 33."),
         ({"preprocessing": {"image_size": 32, "resize": "fit"}}, "one of squash, pad, crop, found 'fit'."),
+        (
+            {"preprocessing": {**PREPROCESSING, "field_of_view": "contrast"}},
+            "^preprocessing must hold field_of_view, null, normalize or local_contrast, found 'contrast'.$",
+        ),
     ):
         arguments: dict[str, Any] = {"architecture": encoder.config, "preprocessing": PREPROCESSING, **values}
         with pytest.raises(ValueError, match=message):

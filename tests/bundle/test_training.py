@@ -72,6 +72,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "field_of_view": None,
         "features": [4, 4, 4, 8],
         "pooling": "attention",
+        "upsample": "nontrainable",
         "crop_scale": 0.08,
         "rotate": False,
         "jitter": 1.0,
@@ -123,6 +124,7 @@ def test_recipe_of_the_publication() -> None:
     assert CONFIG["recipes"]["paper"] == {
         "image_size": 224,
         "features": [64, 128, 256, 512],
+        "upsample": "nontrainable",
         "field_of_view": None,
         "crop_scale": 0.08,
         "rotate": False,
@@ -286,6 +288,11 @@ def check(settings: dict[str, Any], datalist: Datalist, **values: Any) -> None:
     check_training(training_settings(**{**settings, **values}), PretrainingData(datalist, None))
 
 
+@pytest.mark.parametrize("view", [None, "normalize", "local_contrast"])
+def test_fields_of_view(view: str | None, settings: dict[str, Any], datalist: Datalist) -> None:
+    check(settings, datalist, field_of_view=view)
+
+
 def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "conrec_monai")
     check(settings, datalist, amp=False)
@@ -332,6 +339,7 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
             for name in ("gray_prob", "blur_prob")
             for value in (-0.1, 2)
         ),
+        ({"upsample": "bilinear"}, "upsample must be one of"),
         ({"masked_views": 3}, "views of image_size 32: masked_views must be 0, 1 or 2, got 3."),
         ({"masked_views": -1}, "masked_views must be at least 0, got -1."),
         ({"batch_size": 41}, "batch_size 41 is larger than the data set: 40 images in phantom:n=40,size=32."),
@@ -353,7 +361,7 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"in_channels": 2}, "in_channels must be 1 (gray) or 3 (RGB), got 2."),
         ({"probe_dir": 3}, "probe_dir must be a path, got 3."),
         ({"resize": "stretch"}, "resize must be one of squash, pad, crop, got 'stretch'."),
-        ({"field_of_view": "crop"}, "field_of_view must be null or normalize, got 'crop'."),
+        ({"field_of_view": "crop"}, "field_of_view must be null, normalize or local_contrast, got 'crop'."),
         ({"optimizer": "rmsprop"}, "optimizer must be one of lars, sgd, adam, adamw, got 'rmsprop'."),
         ({"schedule": "step"}, "schedule must be one of constant, warmup_cosine, got 'step'."),
         ({"schedule": None}, "schedule must be one of constant, warmup_cosine, got None."),

@@ -30,6 +30,10 @@ from torch.utils.data import DataLoader
 
 from conrec_monai.data import CachedImages, Datalist, EpochBatchSampler, batched, dataset, image_cache, load_datalist
 from conrec_monai.data.datalist import DatalistInfo
+from conrec_monai.data.phantom import fundus_phantom
+from conrec_monai.transforms import LocalContrast, NormalizeFieldOfView
+
+KINDS = ((np.uint8, 1), (np.uint16, 257))
 
 
 def _noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -337,6 +341,32 @@ def test_real_photographs(shared_data: Path) -> None:
     assert cached.images.shape == (8, 3, 64, 64) and red > green > blue
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_local_contrast(channels: int) -> None:
+    photographs = [fundus_phantom(seed, 96, seed)[:channels] for seed in range(4)]
+    data = [{"image": array.astype(kind) * kind(factor)} for kind, factor in KINDS for array in photographs]
+    cached = CachedImages(data, 48, "pad", channels, field_of_view="local_contrast")
+    assert cached.images.shape == (8, channels, 48, 48) and cached.images.dtype == torch.uint8 and not cached.unsure
+    for array, images in zip(photographs, cached.images.reshape(2, 4, channels, 48, 48).transpose(0, 1), strict=True):
+        normalized = NormalizeFieldOfView(48)(array / np.float32(255))
+        expected = LocalContrast()(normalized)
+        assert np.abs(images.numpy() / 255 - expected).max() < 1 / 255
+        assert np.abs(LocalContrast()(normalized.round(2)) - expected).max() > 1 / 255  # what rounding before would do
+
+
+def test_local_contrast_is_not_that_of_a_cached_normalized_image(tmp_path: Path) -> None:
+    data = [{"image": fundus_phantom(seed, 64, seed)} for seed in range(3)] + [{"image": np.zeros((3, 9, 9), np.uint8)}]
+    for view in ("normalize", "local_contrast", None, "local_contrast", "normalize"):
+        cached = CachedImages(data, 32, field_of_view=view, cache_dir=tmp_path)
+        expected = CachedImages(data, 32, field_of_view=view)
+        assert torch.equal(cached.images, expected.images)
+        assert cached.unsure == expected.unsure and [entry["id"] for entry in cached.unsure] == ["3"] * bool(view)
+    assert len(list(tmp_path.glob("*.images"))) == 3
+    with pytest.raises(ValueError) as error:
+        CachedImages(data, 32, field_of_view="contrast")
+    assert str(error.value) == "field_of_view must be None, 'normalize' or 'local_contrast', got 'contrast'"
+
+
 # --- CachedImages with a cache_dir ------------------------------------------------------------------------------------
 
 
@@ -397,6 +427,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"resize": "squash", "channels": 1},
     {"resize": "squash", "field_of_view": "normalize"},
     {"resize": "squash", "field_of_view": "normalize", "channels": 1},
+    {"resize": "squash", "field_of_view": "local_contrast"},
 ]
 
 

@@ -34,6 +34,7 @@ from conrec_monai.transforms import (
     field_of_view_mask,
     find_field_of_view,
 )
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 MASK = field_of_view_mask(64)
 
@@ -280,7 +281,7 @@ def test_cached_images_and_their_manifest(tmp_path, caplog):
     first = NormalizeFieldOfView(32)(np.asarray(Image.open(data[0]["image"])).transpose(2, 0, 1))
     assert (cached.images[0].numpy() == first).all()
     assert CachedImages(data, 32).load().unsure == []
-    with pytest.raises(ValueError, match="field_of_view must be None or 'normalize', got 'crop'"):
+    with pytest.raises(ValueError, match="field_of_view must be None, 'normalize' or 'local_contrast', got 'crop'"):
         CachedImages(data, 32, field_of_view="crop")
 
 
@@ -293,17 +294,18 @@ def test_probe_data_follow_the_training(tmp_path):
 def test_checkpoints(tmp_path):
     path, network = tmp_path / "encoder.pt", ConRecEncoder(features=(4, 8))
     base = {"image_size": 32, "resize": "squash"}
-    for written, read in (({}, None), ({"field_of_view": None}, None), ({"field_of_view": "normalize"}, "normalize")):
+    for written, read in (({}, None), *(({"field_of_view": view}, view) for view in FIELDS_OF_VIEW)):
         save_checkpoint(path, network, {**base, **written})
         assert read_checkpoint(path)["preprocessing"]["field_of_view"] == read
         assert load_for_inference(path, {}, {}).field_of_view == read
     save_checkpoint(path, network, {**base, "field_of_view": 1})
-    with pytest.raises(ValueError, match="preprocessing must hold field_of_view as None or 'normalize', found 1"):
+    words = r"must hold field_of_view as one of \(None, 'normalize', 'local_contrast'\), found 1\.$"
+    with pytest.raises(ValueError, match=words):
         read_checkpoint(path)
     torch.save(network.state_dict(), path)
-    for given_value, read in (({}, None), ({"field_of_view": "normalize"}, "normalize")):
+    for given_value, read in (({}, None), *(({"field_of_view": view}, view) for view in FIELDS_OF_VIEW)):
         assert load_for_inference(path, network.config, {**base, **given_value}).field_of_view == read
-    with pytest.raises(ValueError, match="preprocessing must hold field_of_view, null or normalize, found 'crop'"):
+    with pytest.raises(ValueError, match="field_of_view, null, normalize or local_contrast, found 'crop'"):
         load_for_inference(path, network.config, {**base, "field_of_view": "crop"})
 
 
