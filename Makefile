@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	@echo "Pretraining on 600 drawn fundus photographs; make demo goes on after an interruption ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
 	  --dataset_dir phantom:n=600,size=64,seed=0 --output_dir $(DEMO) \
-	  --image_size 64 --features "[16,32,64,128]" --max_epochs 8 --probe_every 0 --pictures_every 4 --resume True \
+	  --batch_size 32 --max_epochs 30 --probe_every 0 --pictures_every 10 --resume True \
 	  2>&1 | tee -i -a $(DEMO)/train.log; exit $${PIPESTATUS[0]}
 	@echo "Scoring the frozen encoder on 600 other drawn photographs ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
