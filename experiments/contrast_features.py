@@ -11,7 +11,7 @@
 
 """How much a linear model makes of colors, and of local contrasts, without any network.
 
-Contrasts are differences of Gaussians inside the retina: mean of their bright and of their dark part, deviation, and the
+Contrasts are differences of Gaussians inside the retina: means of their bright and dark part, deviation, and the
 shares of pixels beyond 0.02, 0.05 and 0.1. Scored on the development part that a sweep has made.
 """
 

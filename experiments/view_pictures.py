@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see :func:`common.interruptible` for the exit code."""
     parser = argparse.ArgumentParser(prog="experiments/view_pictures.py", description=__doc__)
     parser.add_argument("recipe", help="its name, such as fundus")
-    parser.add_argument("dataset", help="photographs, such as phantom:n=4,size=128")
+    parser.add_argument("dataset", help="photographs, such as phantom:n=3,size=128")
     parser.add_argument("output", type=Path, help="picture (.png) to write")
     parser.add_argument("--size", type=int, default=128, help="side of the views in pixels (default: 128)")
-    parser.add_argument("--count", type=int, default=4, help="images to show (default: 4)")
+    parser.add_argument("--count", type=int, default=3, help="images to show (default: 3)")
     options = parser.parse_args(arguments)
 
     def work() -> None:
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         views = TwoViews(options.size, **{option: values[option] for option in TwoViews.OPTIONS})
         drawn = views.set_random_state(0).batch(shown)
         columns = [("image", shown), *zip(("first view", "second view"), drawn.target.chunk(2), strict=True)]
-        columns.append(("second view, masked", drawn.input.chunk(2)[1]))
-        options.output.write_bytes(to_png(photographs(columns)))
+        columns.append(("masked", drawn.input.chunk(2)[1]))
+        options.output.write_bytes(to_png(photographs(columns), dpi=100))
 
     return interruptible(work)
 
