@@ -89,7 +89,9 @@ class ConRecEvaluator(Evaluator):
         inputs, targets = self.views.batch(batchdata[Keys.IMAGE].to(self.device, non_blocking=True))
         with self.mode(self.network), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             first = self.views.first_restored(len(inputs))
-            prediction = self.inferer(inputs.contiguous(memory_format=self.memory_format), self.network, first)
+            prediction = self.inferer(
+                inputs.contiguous(memory_format=self.memory_format), self.network, *([first] if first else [])
+            )
         with torch.no_grad():
             losses = self.loss_function(prediction.projection, prediction.reconstruction, targets[first:])
             accuracy, _ = contrastive_accuracy_entropy(*prediction.projection.chunk(2))

@@ -54,6 +54,7 @@ class ConRecTrainer(BatchTrainer):
         max_epochs: number of epochs.
         train_data_loader: yields dictionaries with ``"image"``, BCHW, uint8, uint16 or floats in [0, 1].
         network: from images 2BCHW to a :class:`conrec_monai.networks.nets.ConRecOutput`; it is moved to the device.
+            Where the second views alone are masked it also gets the number of the first image that is to be restored.
         optimizer: of the network's parameters.
         loss_function: from (projection, reconstruction, target) to a total and its parts:
             :class:`conrec_monai.losses.ConRecLoss`.
@@ -119,7 +120,7 @@ class ConRecTrainer(BatchTrainer):
         self._checked = True
         inputs, targets = self.views.batch(images, rank(), world_size())
         first = self.views.first_restored(len(inputs))
-        prediction = self._predict(inputs, first)
+        prediction = self._predict(inputs, *([first] if first else []))
         reconstruction = prediction.reconstruction
         output = {
             Keys.IMAGE: inputs,
