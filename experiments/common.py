@@ -459,6 +459,8 @@ class Lab:
         key.pop("folds", None)
         if "densenet" in key:
             key["densenet"] = _sha256(Path(key["densenet"]))
+        if "test" in arguments:
+            key["test_images"] = _facts(arguments["test"]).images
         key["checkpoints"] = {name: _sha256(path) for name, path in checkpoints.items()}
         return json.loads(json.dumps(key))
 

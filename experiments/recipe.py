@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 from common import PRESETS, Lab, interruptible, read_json, write_json, write_text
 from sweep import PARTS, UNTRAINED, Sweep
 
+from conrec_monai.data import load_datalist
 from conrec_monai.evaluation.figures import Curve, check_matplotlib, label_curves, to_png
 from conrec_monai.evaluation.table import TITLES
 
@@ -133,7 +135,7 @@ def curves(summary: Mapping[str, Any]) -> list[Curve]:
     result = []
     for method in dict.fromkeys(entry["method"] for entry in entries):
         own = [entry for entry in entries if entry["method"] == method]
-        bounds = [[b if b is not None else math.nan for pair in e["intervals"] for b in pair] for e in own]
+        bounds = [[b for pair in e["intervals"] for b in pair if b is not None] or [math.nan] for e in own]
         mean = [sum(entry["runs"]) / len(entry["runs"]) for entry in own]
         shares = [entry["fraction"] for entry in own]
         result.append(Curve(method, own[0]["kind"], shares, mean, [*map(min, bounds)], [*map(max, bounds)]))
@@ -143,7 +145,7 @@ def curves(summary: Mapping[str, Any]) -> list[Curve]:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The page, from the content of ``recipe.json``."""
     config, first = summary["sweep"], summary["recipe"]
-    trained = {variant for variant, changes in config["variants"].items() if UNTRAINED not in changes}
+    trained = {variant for variant, changes in config["variants"].items() if not changes.get(UNTRAINED)}
     lines = [
         f"# What the recipe is worth: {summary['evaluations']['report']['title'].split(',')[0]}",
         "",
@@ -179,7 +181,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     machine = next(line["machine"] for line in summary["trainings"] if "machine" in line)
     arithmetic = "bfloat16" if machine["bfloat16"] else "float32"
-    lines += ["", f"{machine['device']}, {machine['threads']} threads, {arithmetic}.", ""]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    lines += ["", f"{machine['device']}, {threads}, {arithmetic}.", ""]
     for name, evaluation in summary["evaluations"].items():
         lines += [f"## {evaluation['title'][0].upper()}{evaluation['title'][1:]}", ""]
         if name == "fractions":
@@ -219,6 +222,8 @@ def _table(evaluation: Mapping[str, Any], block: tuple[str, str | None], first: 
 
 
 def _difference(value: Mapping[str, Any]) -> str:
+    if None in value["interval"]:
+        return "undefined"
     low, high = (100 * bound for bound in value["interval"])
     text = f"{100 * value['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
     return text if low <= 0 <= high else f"**{text}**"
@@ -252,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line, flush=True)
 
         sweep = Sweep(config, options.config.stem, options.data, options.results, progress)
-        command = f"python experiments/recipe.py {' '.join(given)}"
+        command = shlex.join(["python", "experiments/recipe.py", *given])
+        load_datalist(options.data / options.other)  # a mistake is known before the trainings
         lab = Lab(PRESETS["cpu"], options.data, options.results, command=command, progress=progress)
         sweep.run()
         report = Report(sweep, options.data / options.other, lab)

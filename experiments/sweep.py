@@ -215,7 +215,8 @@ class Sweep:
         command += ["--config_file", f"{bundle}/configs/train.json", "--bundle_root", bundle]
         options = {"dataset_dir": dataset, "output_dir": output, "probe_every": 0, "pictures_every": 0, **run.settings}
         for name, value in {**options, **others}.items():
-            command += [f"--{name}", str(value) if isinstance(value, str | Path) else str(value).replace(" ", "")]
+            text = str(value) if isinstance(value, str | Path) else str(value).replace(" ", "")
+            command += [f"--{name}", "$None" if value is None else text]  # MONAI passes over a plain None
         return command
 
     def _train(self, run: _Run) -> Path:

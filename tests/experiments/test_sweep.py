@@ -25,13 +25,11 @@ from typing import Any, TextIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from conrec_monai.data import load_datalist
-from conrec_monai.data.phantom import fundus_phantom
-from conrec_monai.evaluation.store import digest
+from conrec_monai.evaluation.store import digest, read_predictions
 from conrec_monai.networks.nets import ConRecEncoder
-from conrec_monai.networks.utils import save_checkpoint
+from conrec_monai.networks.utils import read_checkpoint, save_checkpoint
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SETTINGS = {"recipe": "fundus", "image_size": 32, "features": [4, 8], "batch_size": 8, "field_of_view": None}
@@ -48,21 +46,6 @@ def config(**changes: Any) -> dict[str, Any]:
     variants = {"plain": {}, "other": {"alpha": 5.0}, "random": {"untrained": True}}
     values = {"about": "A sentence.", "dataset": "eyes", "minutes": 0.01, "seeds": [0, 1], "settings": SETTINGS}
     return {**values, "variants": variants, **changes}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 drawn photographs of three grades in APTOS's layout, and a copy of the first."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "eyes/train_images").mkdir(parents=True)
-    rows = ["id_code,diagnosis"]
-    for i in [*range(60), 0]:
-        name = f"eye{i}" if len(rows) <= 60 else "copy"
-        picture = fundus_phantom(i % 3, 32, i).transpose(1, 2, 0)
-        Image.fromarray(picture).save(folder / f"eyes/train_images/{name}.png")
-        rows.append(f"{name},{i % 3}")
-    (folder / "eyes/train.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def in_process(command: Sequence[str], log: TextIO) -> int:
@@ -326,6 +309,72 @@ def test_a_changed_setting_is_a_new_run(data: Path, tmp_path: Path) -> None:
     longer = Bundle()
     assert start(data, tmp_path, longer, seeds=[0], variants={"plain": {}}, minutes=0.1) == 0
     assert [options["max_epochs"] for options in longer.trained] == ["10"] and longer.measured == []
+
+
+def test_random_weights_are_those_of_the_first_variant(data: Path, tmp_path: Path) -> None:
+    def random(**changes: Any) -> dict[str, Any]:
+        variants = {"plain": changes, "random": {"untrained": True}}
+        assert start(data, tmp_path, Bundle(), seeds=[0], variants=variants) == 0
+        (line,) = (line for line in lines(tmp_path) if line["variant"] == "random")
+        return line
+
+    def features(line: dict[str, Any]) -> list[int]:
+        return list(read_checkpoint(tmp_path / "runs" / line["key"] / "encoder.pt")["config"]["features"])
+
+    small, large = random(features=[4, 8]), random(features=[4, 16])
+    assert (features(small), features(large)) == ([4, 8], [4, 16])
+    assert small["key"] != large["key"] and rows(tmp_path)[1][0] == "random"
+    assert rows(tmp_path)[1][3] == f"{100 * large['h']:.1f}"
+    # What it would be trained with does not matter.
+    assert random(features=[4, 16], alpha=5.0)["key"] == large["key"]
+    assert len({line["key"] for line in lines(tmp_path)}) == 2
+
+
+def test_a_folder_whose_name_has_a_space(data: Path, tmp_path: Path) -> None:
+    commands: list[Sequence[str]] = []
+
+    def keeps(command: Sequence[str], log: TextIO) -> int:
+        commands.append(command)
+        return in_process(command, log)
+
+    shutil.copytree(data / "eyes", tmp_path / "my data/both eyes")
+    changes: dict[str, Any] = {"dataset": "both eyes", "seeds": [0], "variants": {"plain": {}}, "minutes": 1e-6}
+    assert start(tmp_path / "my data", tmp_path / "my results", keeps, **changes) == 0
+    _, training = commands
+    assert training[training.index("--dataset_dir") + 1] == str(tmp_path / "my data/both eyes")
+    (line,) = lines(tmp_path / "my results")
+    assert training[training.index("--output_dir") + 1] == str(tmp_path / "my results/runs" / line["key"])
+    assert (tmp_path / "my results/parts_both eyes.json").is_file() and line["epochs"] == 1
+
+
+def test_damaged_predictions_are_made_again(data: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"seeds": [0], "variants": {"plain": {}, "other": {"alpha": 5.0}}}
+    assert start(data, tmp_path, Bundle(), **changes) == 0
+    table, before = rows(tmp_path), {line["key"]: line for line in lines(tmp_path)}
+    files = sorted((tmp_path / "predictions").iterdir())
+    assert len(files) == 4  # two representations of each run
+    for damage in (b"", b"no archive", files[0].read_bytes()[:-40]):
+        files[0].write_bytes(damage)
+        assert start(data, tmp_path, never, **changes) == 0  # no training
+        assert len(read_predictions(files[0]).folds) == 5
+        assert {line["key"]: line for line in lines(tmp_path)} == before and rows(tmp_path) == table
+
+
+def test_another_data_set_has_parts_of_its_own(data: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"seeds": [0], "variants": {"plain": {}, "random": {"untrained": True}}}
+    assert start(data, tmp_path, Bundle(), **changes) == 0
+    first = (tmp_path / "parts_eyes.json").read_text()
+    other = Bundle()
+    assert start(data, tmp_path, other, "second", dataset="others", **changes) == 0
+    assert other.measured == [] and [o["dataset_dir"] for o in other.trained] == [str(data / "others")]
+    assert (tmp_path / "parts_eyes.json").read_text() == first
+    found = {name: load_datalist(tmp_path / f"parts_{name}.json", "development") for name in ("eyes", "others")}
+    for name, items in found.items():
+        assert all(Path(item["image"]).is_relative_to((data / name).resolve()) for item in items)
+    for name, items in (("views", found["eyes"]), ("second", found["others"])):
+        assert f"({len(items)} images)" in (tmp_path / f"{name}.md").read_text()
+    assert not {line["key"] for line in lines(tmp_path)} & {line["key"] for line in lines(tmp_path, "second")}
+    assert start(data, tmp_path, never, **changes) == 0  # the first one's are still there
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
