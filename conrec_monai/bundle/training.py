@@ -420,13 +420,14 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         *(["gradient_checkpointing"] if settings["gradient_checkpointing"] else []),
         *([f"{processes} processes"] if processes > 1 else []),
         *(["sync_batchnorm"] if settings["sync_batchnorm"] and processes > 1 else []),
+        *([f"field_of_view {settings['field_of_view']}"] if settings["field_of_view"] is not None else []),
         *([f"cache_dir {settings['cache_dir']}"] if settings["cache_dir"] is not None else []),
         *([f"max_minutes {settings['max_minutes']:g}"] if settings["max_minutes"] is not None else []),
     ]
     logging.getLogger("conrec_monai").info(
-        f"{len(datalist)} images ({datalist.info.source}) at {size} px, batch_size {settings['batch_size']}, max_epochs"
-        f" {settings['max_epochs']}, {settings['optimizer']} with learning_rate {settings['learning_rate']:g}, features"
-        f" {settings['features']}, {', '.join(chosen)}"
+        f"recipe {settings['recipe']}: {len(datalist)} images ({datalist.info.source}) at {size} px, batch_size"
+        f" {settings['batch_size']}, max_epochs {settings['max_epochs']}, {settings['optimizer']} with learning_rate"
+        f" {settings['learning_rate']:g}, features {settings['features']}, {', '.join(chosen)}"
     )
     if datalist.info.source == "classes" and datalist.info.class_names is not None:  # any folders look like classes
         counts = Counter(item["label"] for item in datalist)

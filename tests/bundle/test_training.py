@@ -298,10 +298,10 @@ def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: py
     check(settings, datalist, amp=False)
     check(settings, datalist, batch_size=40, amp=True)
     assert caplog.messages == [
-        "40 images (phantom) at 32 px, batch_size 16, max_epochs 3, lars with learning_rate 0.3, features [4, 4, 4, 8],"
-        " float32 arithmetic, channels-last memory, not compiled",
-        "40 images (phantom) at 32 px, batch_size 40, max_epochs 3, lars with learning_rate 0.474342, features"
-        " [4, 4, 4, 8], bfloat16 arithmetic, channels-last memory, not compiled",
+        "recipe paper: 40 images (phantom) at 32 px, batch_size 16, max_epochs 3, lars with learning_rate 0.3, features"
+        " [4, 4, 4, 8], float32 arithmetic, channels-last memory, not compiled",
+        "recipe paper: 40 images (phantom) at 32 px, batch_size 40, max_epochs 3, lars with learning_rate 0.474342,"
+        " features [4, 4, 4, 8], bfloat16 arithmetic, channels-last memory, not compiled",
     ]
     assert list(Path(settings["output_dir"]).iterdir()) == []
 
