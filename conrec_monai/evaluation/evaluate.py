@@ -470,10 +470,12 @@ def _method_comparisons(
     drawn: Sequence[dict[str, np.ndarray]],
     everyone: Sequence[Candidate],
 ) -> list[dict[str, Any]]:
-    """Each pretrained method against all others, runs averaged, protocol by protocol."""
+    """Each pretrained method against all others, runs averaged, protocol by protocol.
+
+    How a method prepares its images is a part of it: those of other views are compared too.
+    """
     method = {candidate.name: candidate.method or candidate.name for candidate in everyone}
     kinds = {method[candidate.name]: candidate.kind for candidate in everyone}
-    views = {method[candidate.name]: candidate.view for candidate in everyone}
     places: dict[tuple, dict[str, list[int]]] = {}
     for i, cell in enumerate(cells):
         block = places.setdefault((cell.protocol, cell.variant, cell.fraction), {})
@@ -487,25 +489,24 @@ def _method_comparisons(
             scratch = places.get(("supervised", None, fraction), {})
             pairs += [(a, b, "supervised") for a in pretrained for b in scratch]
         for a, b, other_protocol in pairs:
-            if b in pretrained or views[b] == views[a]:
-                members = (block[a], places[other_protocol, variant, fraction][b])
-                scores_a, drawn_a, scores_b, drawn_b = (
-                    [values[i] for i in member] for member in members for values in (scored, drawn)
-                )
-                result.append(
-                    {
-                        "method": a,
-                        "other": b,
-                        "other_kind": kinds[b],
-                        "runs": len(members[0]),
-                        "other_runs": len(members[1]),
-                        "protocol": protocol,
-                        "other_protocol": other_protocol,
-                        "variant": variant,
-                        "fraction": fraction,
-                        "metrics": run_differences(scores_a, drawn_a, scores_b, drawn_b),  # type: ignore[arg-type]
-                    }
-                )
+            members = (block[a], places[other_protocol, variant, fraction][b])
+            scores_a, drawn_a, scores_b, drawn_b = (
+                [values[i] for i in member] for member in members for values in (scored, drawn)
+            )
+            result.append(
+                {
+                    "method": a,
+                    "other": b,
+                    "other_kind": kinds[b],
+                    "runs": len(members[0]),
+                    "other_runs": len(members[1]),
+                    "protocol": protocol,
+                    "other_protocol": other_protocol,
+                    "variant": variant,
+                    "fraction": fraction,
+                    "metrics": run_differences(scores_a, drawn_a, scores_b, drawn_b),  # type: ignore[arg-type]
+                }
+            )
     return result
 
 

@@ -240,7 +240,7 @@ def test_methods_are_means_over_their_runs(tmp_path: Path) -> None:
     assert first["metrics"]["qwk"]["difference"] == pytest.approx(sum(means[:2]) / 2 - means[2])
 
 
-def test_methods_of_other_views_are_not_compared() -> None:
+def test_methods_of_other_views_are_compared_too() -> None:
     images, _ = brightness_data()
     candidates = [
         Candidate("a", "checkpoint", encoder(), images, view="x"),
@@ -248,14 +248,15 @@ def test_methods_of_other_views_are_not_compared() -> None:
         Candidate("untrained, y, seed 0", "untrained", encoder(2), images, view="y", method="untrained, y"),
     ]
     result = run(candidates=candidates, protocols=("knn",))
-    assert [(e["method"], e["other"]) for e in result["methods"]] == [
+    baselines = [f"{name} baseline, {view}" for view in "xy" for name in ("shortcut", "color")]
+    expected = [("a", "b"), *(("a", other) for other in ("untrained, y", *baselines))]
+    expected += [("b", other) for other in ("untrained, y", *baselines)]
+    assert [(e["method"], e["other"]) for e in result["methods"]] == expected
+    assert {(e["model"], e["other"]) for e in result["comparisons"] if e["model"] == "a"} == {
         ("a", "b"),
         ("a", "shortcut baseline, x"),
         ("a", "color baseline, x"),
-        ("b", "untrained, y"),
-        ("b", "shortcut baseline, y"),
-        ("b", "color baseline, y"),
-    ]
+    }
 
 
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
