@@ -190,7 +190,7 @@ def test_inference_has_all_properties(outside: Path) -> None:
 
 
 def test_training_has_all_properties(outside: Path) -> None:
-    values = {"dataset_dir": "phantom:n=40,size=32", "output_dir": "run", "image_size": 32, "features": [4, 8]}
+    values = {"dataset_dir": "phantom:n=80,size=32", "output_dir": "run", "image_size": 32, "features": [4, 8]}
     path = str(CONFIGS / "train.json")
     training = ConfigWorkflow(path, logging_file=False, workflow_type="train", bundle_root=str(BUNDLE), **values)
     training.initialize()
@@ -230,7 +230,14 @@ def test_several_processes(tmp_path: Path) -> None:
 
     def run(processes: int, **override: Any) -> str:
         values = {"dataset_dir": "phantom:n=40,size=32", "output_dir": "out", "image_size": 32, "features": "[4,8]"}
-        values |= {"batch_size": 8, "probe_every": 1, "amp": False, "bundle_root": BUNDLE, **override}
+        values |= {
+            "recipe": "paper",
+            "batch_size": 8,
+            "probe_every": 1,
+            "amp": False,
+            "bundle_root": BUNDLE,
+            **override,
+        }
         arguments = [text for name, value in values.items() for text in (f"--{name}", str(value))]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
         config = several if processes == 2 else str(CONFIGS / "train.json")
@@ -250,6 +257,7 @@ def test_several_processes(tmp_path: Path) -> None:
 
     # average pooling: attention has dropout, which is drawn by each process for itself
     alike = {"pooling": "average", "max_epochs": 2, "probe_every": 0, "optimizer": "sgd", "learning_rate": 0.001}
+    alike |= {"masked_views": 1, "masking_fill": "mean", "rotate": True, "upsample": "deconv"}
     assert "epoch 2/2" in run(2, sync_batchnorm=True, output_dir="two", **alike)
     assert "epoch 2/2" in run(1, output_dir="one", **alike)
     for ours, expected in zip(rows("two"), rows("one"), strict=True):
