@@ -301,5 +301,6 @@ class ConRecUNet(nn.Module):
         projection = self.projection(representation).float()
         reconstruction: Optional[Tensor] = None  # noqa: UP045
         if self.decoder is not None:
-            reconstruction = self.decoder([level[first:] for level in features])
+            # no slices: those of a batch of MetaTensor take its meta data apart, which need not be consistent
+            reconstruction = self.decoder([level.narrow(0, first, len(level) - first) for level in features])
         return ConRecOutput(reconstruction, projection, representation)
