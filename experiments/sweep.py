@@ -136,7 +136,7 @@ class Sweep:
         ]
 
     def run(self) -> None:
-        """Makes the runs that are not there yet; writes a line of ``<name>.jsonl`` after each, then the table."""
+        """Makes the runs that are not there yet; writes a line of ``<name>.jsonl`` after each, and the table."""
         if not self.parts.is_file():
             self.progress(f"splitting {self.dataset} into {' and '.join(PARTS)} part")
             write_parts(self.dataset, self.parts)
@@ -153,6 +153,7 @@ class Sweep:
             lines.append(line)
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines)
             write_text(self.results / f"{self.name}.jsonl", text)
+            write_text(self.results / f"{self.name}.md", self.table(lines))
         write_text(self.results / f"{self.name}.md", self.table(lines))
 
     def lines(self) -> list[dict[str, Any]]:
