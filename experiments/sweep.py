@@ -201,7 +201,8 @@ class Sweep:
         path = self._folder(run) / ENCODER
         if not path.is_file():
             first = self.encoder(self._trained(run.seed))
-            network = untrained_encoders(lambda: untrained_like(load_encoder(first)), [run.seed])[run.seed]
+            trained = load_encoder(first)  # before the seed is set: building it draws numbers too
+            network = untrained_encoders(lambda: untrained_like(trained), [run.seed])[run.seed]
             nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
             path.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(path, network, read_checkpoint(first)["preprocessing"], pretraining=nothing)
