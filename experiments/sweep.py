@@ -173,9 +173,9 @@ class Sweep:
             raise ValueError(f"{path} is damaged ({error}); remove it: what was trained is used again.") from None
 
     def _key(self, run: _Run) -> str:
-        settings, minutes = run.settings, self.config["minutes"]
+        settings, minutes = _values(run.settings), self.config["minutes"]
         if settings.get(UNTRAINED):  # random weights of an architecture, whatever it would be trained with
-            trained, minutes = self._trained(run.seed).settings, 0
+            trained, minutes = _values(self._trained(run.seed).settings), 0
             settings = {name: trained[name] for name in ARCHITECTURE if name in trained} | {UNTRAINED: True}
         return digest(settings, run.seed, minutes, self.config["dataset"])
 
@@ -240,13 +240,12 @@ class Sweep:
     def _epochs(self, run: _Run) -> int:
         """How many epochs fit into the minutes, as measured on drawn images: a schedule must know its end, and must
         not depend on what else the machine does. All seeds of a variant get the same number."""
-        folder = self.results / "rates" / digest(run.settings)
+        values = _values(run.settings)
+        folder = self.results / "rates" / digest(values)
         record = read_json(folder / "rate.json")
         if record is None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            values = read_json(BUNDLE / "configs" / "train.json")["recipes"]  # type: ignore[index]
-            values = {**values[run.settings.get("recipe", "fundus")], **run.settings}
             n, size = 8 * values["batch_size"], values.get("cache_size") or values["image_size"]
             more = {"max_epochs": 3, "seed": 0, "health_every": 0}
             command = self._command(run, f"phantom:n={n},size={size}", folder / "run", **more)
@@ -349,6 +348,13 @@ class Sweep:
         return "\n".join(text) + "\n"
 
 
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the values of their recipe: what a training depends on."""
+    config = read_json(BUNDLE / "configs" / "train.json")
+    assert config is not None
+    return {**recipe_values(settings.get("recipe", config["recipe"]), config["recipes"]), **settings}
+
+
 def _check(config: Mapping[str, Any], name: str) -> None:
     """Checks the content of a configuration."""
     if set(config) != KEYS:
@@ -364,13 +370,11 @@ def _check(config: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: seeds must differ, got {seeds!r}.")
     if not isinstance(settings, dict) or not isinstance(variants, dict) or not variants:
         raise ValueError(f"{name}: settings and variants must be objects, got {settings!r} and {variants!r}.")
-    recipes = (read_json(BUNDLE / "configs" / "train.json") or {})["recipes"]
     known: dict[str, str] = {}
     for variant, changes in variants.items():
         if not isinstance(changes, dict):
             raise ValueError(f"{name}: the variant {variant!r} must be an object of settings, got {changes!r}.")
-        recipe_values({**settings, **changes}.get("recipe", "fundus"), recipes)
-        other = known.setdefault(digest({**settings, **changes}), variant)
+        other = known.setdefault(digest(_values({**settings, **changes})), variant)
         if other != variant:
             raise ValueError(f"{name}: the variants {other!r} and {variant!r} have the same settings.")
     if all(changes.get(UNTRAINED) for changes in variants.values()):

@@ -253,7 +253,7 @@ def test_epochs_are_those_of_the_measured_rate(data: Path, tmp_path: Path, minut
             todo._train(run)
     (measured,) = bundle.measured  # the rate is one of all seeds
     assert (measured["dataset_dir"], measured["max_epochs"]) == ("phantom:n=64,size=32", "3")
-    rate = tmp_path / "rates" / digest(SETTINGS)
+    rate = tmp_path / "rates" / digest(sweep._values(SETTINGS))
     assert json.loads((rate / "rate.json").read_text()) == {"images_per_second": 100}  # the best epoch
     assert not (rate / "run").exists()
     assert [options["max_epochs"] for options in bundle.trained] == [str(expected)] * 2  # 100 * 60 * minutes / 61
@@ -439,3 +439,9 @@ def test_a_training_without_an_encoder(data: Path, tmp_path: Path, capsys: pytes
     assert start(data, tmp_path, ends, variants={"plain": {}}, seeds=[0]) == 1
     (folder,) = (tmp_path / "runs").iterdir()
     assert capsys.readouterr().err == f"Error: the training in {folder} ended without an encoder.pt, see train.log\n"
+
+
+def test_runs_are_found_by_the_values_of_their_recipe() -> None:
+    values = sweep._values({"recipe": "paper", "alpha": 1.0})
+    assert (values["image_size"], values["optimizer"], values["alpha"]) == (224, "lars", 1.0)
+    assert sweep._values({})["optimizer"] == "adamw"  # of the recipe that is the default
