@@ -148,7 +148,7 @@ def test_a_whole_sweep(finished: Path) -> None:
             continue
         assert line["contrastive_loss"] > 0 and line["reconstruction_loss"] > 0 and line["images_per_second"] > 0
         assert "torch" in line["versions"] and line["machine"]["threads"] > 0
-        rate = json.loads((finished / "rates" / digest(line["settings"]) / "rate.json").read_text())
+        rate = json.loads((finished / "rates" / digest(sweep._values(line["settings"])) / "rate.json").read_text())
         assert line["epochs"] == max(1, round(rate["images_per_second"] * 60 * 0.01 / 61))
         (log,) = (finished / "runs" / line["key"]).glob("train.log")
         assert "epoch" in log.read_text()
@@ -197,7 +197,7 @@ def test_what_is_finished_is_not_repeated(data: Path, finished: Path) -> None:
 def test_a_setting_that_the_bundle_refuses(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     variants = {"plain": {"temperature": 0}}
     assert start(data, tmp_path, in_process, variants=variants) == 1
-    log = tmp_path / "rates" / digest({**SETTINGS, "temperature": 0}) / "rate.log"
+    log = tmp_path / "rates" / digest(sweep._values({**SETTINGS, "temperature": 0})) / "rate.log"
     error = capsys.readouterr().err
     assert error.startswith(f"Error: a training failed, {log} ends with: Error: temperature must be positive")
     assert error.count("\n") == 1
