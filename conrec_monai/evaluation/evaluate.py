@@ -256,9 +256,9 @@ def _check(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"two models are named {repeated[0]!r}; every model needs a name of its own")
-    taken = {SHORTCUT, COLOR, *(c.method for c in candidates if c.kind in ("untrained", "random"))}
+    taken = {SHORTCUT, COLOR, *(c.method or c.name for c in candidates if c.kind in ("untrained", "random"))}
     for candidate in candidates:
-        if candidate.kind in ("checkpoint", "imagenet") and candidate.method in taken:
+        if candidate.kind in ("checkpoint", "imagenet") and (candidate.method or candidate.name) in taken:
             raise ValueError(f"{candidate.name} cannot be a run of {candidate.method!r}, which is something else here")
         if candidate.kind not in KINDS:
             raise ValueError(f"a model must be of the kind {', '.join(KINDS)}, {candidate.name} is {candidate.kind!r}")

@@ -259,6 +259,17 @@ def test_methods_of_other_views_are_compared_too() -> None:
     }
 
 
+@pytest.mark.parametrize("method", ["untrained", "color baseline"])
+def test_a_checkpoint_is_no_run_of_something_else(method: str) -> None:
+    images, _ = brightness_data()
+    candidates = [
+        Candidate(f"{method}@0", "checkpoint", encoder(), images, method=method),
+        Candidate("untrained, seed 0", "untrained", encoder(2), images, method="untrained"),
+    ]
+    with pytest.raises(ValueError, match=f"^{method}@0 cannot be a run of '{method}', which is something else here$"):
+        run(candidates=candidates, protocols=("knn",))
+
+
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = brightness_data()
     candidates = [
