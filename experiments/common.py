@@ -49,12 +49,14 @@ __all__ = [
     "Lab",
     "Preset",
     "Row",
+    "bundle_command",
     "chosen",
     "command_line",
     "interruptible",
     "last_line",
     "read_json",
     "run_child",
+    "save_untrained",
     "write_json",
     "write_text",
 ]
@@ -361,13 +363,8 @@ class Lab:
 
     def pretraining_command(self, column: Column, row: Row) -> list[str]:
         """The command line of a pretraining, without the interpreter."""
-        bundle = str(BUNDLE.relative_to(ROOT) if Path.cwd() == ROOT else BUNDLE)
-        command = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", f"{bundle}/configs/train.json"]
-        command += ["--bundle_root", bundle, "--dataset_dir", self.present(column)]
-        command += ["--output_dir", str(self.folder(column, row))]
-        for name, value in self._options(column, row).items():
-            command += [f"--{name}", str(value).replace(" ", "")]
-        return command
+        paths = {"dataset_dir": self.present(column), "output_dir": self.folder(column, row)}
+        return bundle_command({**paths, **self._options(column, row)})
 
     def is_pretrained(self, column: Column, row: Row) -> bool:
         """Whether the encoder is there, trained to the end.
@@ -529,10 +526,7 @@ class Lab:
             if (found["config"], found["preprocessing"]["image_size"]) != (network.config, size):
                 raise ValueError(f"{path} is of other settings than those of the preset; choose other results.")
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # It was trained on no images at all.
-        nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
-        save_checkpoint(path, network, {"image_size": size, "resize": "squash"}, pretraining=nothing)
+        save_untrained(path, network, {"image_size": size, "resize": "squash"})
         return path
 
     # --- what is written ---------------------------------------------------------------------------------------------
@@ -556,6 +550,24 @@ class Lab:
         if self.densenet is not None:
             yield str(self.densenet), self.densenet.name
         yield f"{ROOT}/", ""
+
+
+def bundle_command(options: Mapping[str, Any]) -> list[str]:
+    """The command line of a pretraining with these options of train.json, without the interpreter."""
+    bundle = str(BUNDLE.relative_to(ROOT) if Path.cwd() == ROOT else BUNDLE)
+    command = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", f"{bundle}/configs/train.json"]
+    command += ["--bundle_root", bundle]
+    for name, value in options.items():
+        text = str(value) if isinstance(value, str | Path) else str(value).replace(" ", "")
+        command += [f"--{name}", "$None" if value is None else text]  # MONAI passes over a plain None
+    return command
+
+
+def save_untrained(path: Path, network: torch.nn.Module, preprocessing: Mapping[str, Any]) -> None:
+    """Writes the checkpoint of a network that was trained on no images at all."""
+    nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, network, preprocessing, pretraining=nothing)
 
 
 def run_child(command: Sequence[str], log: TextIO) -> int:

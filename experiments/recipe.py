@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import PRESETS, Lab, interruptible, read_json, write_json, write_text
-from sweep import PARTS, UNTRAINED, Sweep
+from sweep import PARTS, UNTRAINED, Sweep, shown_settings
 
 from conrec_monai.data import load_datalist
 from conrec_monai.evaluation.figures import Curve, check_matplotlib, label_curves, to_png
@@ -169,10 +169,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for variant in config["variants"]:
         own = [line for line in summary["trainings"] if line["variant"] == variant and line["epochs"]]
         if own:
-            settings = ", ".join(
-                f"`{name} {str(value).replace(' ', '')}`" for name, value in own[0]["settings"].items()
-            )
-            cells = [variant, settings, str(own[0]["epochs"])]
+            cells = [variant, shown_settings(own[0]["settings"]), str(own[0]["epochs"])]
             for name, digits in (("minutes", 1), ("images_per_second", 0)):
                 cells.append(f"{_mean([line[name] for line in own]):.{digits}f}")
             cells += [

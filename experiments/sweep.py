@@ -30,21 +30,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import BUNDLE, ROOT, interruptible, last_line, read_json, run_child, write_json, write_text
+from common import (
+    BUNDLE,
+    bundle_command,
+    interruptible,
+    last_line,
+    read_json,
+    run_child,
+    save_untrained,
+    write_json,
+    write_text,
+)
 
 from conrec_monai import load_encoder
 from conrec_monai.bundle import recipe_values
 from conrec_monai.data import CachedImages, Datalist, load_datalist
-from conrec_monai.evaluation import compare_runs, duplicate_groups, embed, embed_levels, linear_predictions, make_folds
+from conrec_monai.evaluation import (
+    compare_runs,
+    duplicate_groups,
+    embed,
+    embed_levels,
+    linear_predictions,
+    make_folds,
+    score,
+)
 from conrec_monai.evaluation.duplicates import merge_groups
 from conrec_monai.evaluation.evaluate import untrained_encoders
 from conrec_monai.evaluation.folds import complete_groups
 from conrec_monai.evaluation.predictions import Predictions
 from conrec_monai.evaluation.store import PredictionStore, digest
 from conrec_monai.handlers.checkpoint import ENCODER
-from conrec_monai.networks.utils import read_checkpoint, save_checkpoint, untrained_like
+from conrec_monai.networks.utils import read_checkpoint, untrained_like
 
-__all__ = ["PARTS", "REPRESENTATIONS", "Sweep", "write_parts"]
+__all__ = ["PARTS", "REPRESENTATIONS", "UNTRAINED", "Sweep", "shown_settings", "write_parts"]
 
 PARTS = ("development", "report")
 DEVELOPMENT_FOLDS = 2  # of 5
@@ -203,23 +221,15 @@ class Sweep:
             first = self.encoder(self._trained(run.seed))
             trained = load_encoder(first)  # before the seed is set: building it draws numbers too
             network = untrained_encoders(lambda: untrained_like(trained), [run.seed])[run.seed]
-            nothing = {"settings": {"max_epochs": 0}, "epoch": 0, "image_hashes": torch.empty(0, dtype=torch.int64)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(path, network, read_checkpoint(first)["preprocessing"], pretraining=nothing)
+            save_untrained(path, network, read_checkpoint(first)["preprocessing"])
         return path
 
     def _folder(self, run: _Run) -> Path:
         return self.results / "runs" / self._key(run)
 
     def _command(self, run: _Run, dataset: str, output: Path, **others: Any) -> list[str]:
-        bundle = str(BUNDLE.relative_to(ROOT) if Path.cwd() == ROOT else BUNDLE)
-        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-        command += ["--config_file", f"{bundle}/configs/train.json", "--bundle_root", bundle]
         options = {"dataset_dir": dataset, "output_dir": output, "probe_every": 0, "pictures_every": 0, **run.settings}
-        for name, value in {**options, **others}.items():
-            text = str(value) if isinstance(value, str | Path) else str(value).replace(" ", "")
-            command += [f"--{name}", "$None" if value is None else text]  # MONAI passes over a plain None
-        return command
+        return [sys.executable, *bundle_command({**options, **others})]
 
     def _train(self, run: _Run) -> Path:
         """Trains for the minutes that the configuration gives; at once when it was done before."""
@@ -285,9 +295,7 @@ class Sweep:
             features = function(encoder, images.images)
             predictions = linear_predictions(features, labels, folds, "diabetic", True, labels.max() + 1, groups)
             self.store.put({"run": self._key(run), "features": name}, predictions)
-            result[name] = compare_runs(labels, [predictions], [predictions], groups, True, labels.max() + 1, 2)["qwk"][
-                "a"
-            ]
+            result[name] = score(labels, predictions, True, labels.max() + 1)["qwk"]["mean"]
         return result  # type: ignore[return-value]
 
     @staticmethod
@@ -319,10 +327,10 @@ class Sweep:
             "",
             f"{self.config['about']}",
             "",
-            f"Common settings: {_settings(self.config['settings'])}. {self.config['minutes']:g} minutes of training"
-            f" each, seeds {', '.join(map(str, seeds))}. Quadratic weighted kappa x 100, standardized linear model,"
-            f" 5 grouped folds of the development part ({len(labels)} images), mean over the seeds and (in parentheses)"
-            " each; differences to the first row with 95 % intervals over images and seeds.",
+            f"Common settings: {shown_settings(self.config['settings'])}. {self.config['minutes']:g} minutes of"
+            f" training each, seeds {', '.join(map(str, seeds))}. Quadratic weighted kappa x 100, standardized linear"
+            f" model, 5 grouped folds of the development part ({len(labels)} images), mean over the seeds and (in"
+            " parentheses) each; differences to the first row with 95 % intervals over images and seeds.",
             "",
             "| variant | epochs | contrastive loss | h | difference | all levels | difference |",
             "|---|---|---|---|---|---|---|",
@@ -381,12 +389,13 @@ def _check(config: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: expected at least one variant that is trained.")
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def shown_settings(settings: Mapping[str, Any]) -> str:
+    """Settings as Markdown."""
     return ", ".join(f"`{name} {str(value).replace(' ', '')}`" for name, value in settings.items()) or "none"
 
 
 def _title(variant: str, changes: Mapping[str, Any]) -> str:
-    return f"{variant}: {_settings(changes)}" if changes and UNTRAINED not in changes else variant
+    return f"{variant}: {shown_settings(changes)}" if changes and UNTRAINED not in changes else variant
 
 
 def _training(folder: Path) -> dict[str, Any]:

@@ -851,9 +851,8 @@ class _Evaluation:
         positions, _ = self._examples(1)
         images = self._images(positions[:TRIPLETS], encoder, preprocessing).float() / 255
         settings = read_checkpoint(path).get("pretraining", {}).get("settings", {})
-        own = {
-            name: settings[name] for name in TwoViews.OPTIONS if name in settings
-        }  # an earlier release knew the published ones
+        # an earlier release knew the published views alone
+        own = {name: settings[name] for name in TwoViews.OPTIONS if name in settings}
         views = TwoViews(preprocessing["image_size"], **{**own, "masked_views": 2})
         views.set_random_state(seed=SEED)
         drawn = views.apply(images, views.randomize(len(images), images.shape[1:]))
