@@ -12,6 +12,16 @@
 from __future__ import annotations
 
 from .evaluation import evaluate_checkpoints
+from .grading import (
+    check_grading,
+    grade_names,
+    grading_data,
+    grading_loss,
+    grading_settings,
+    grading_split,
+    load_start,
+)
+from .grading_inference import Grader, check_grading_inference, evaluate_grader, grading_files, load_grader
 from .inference import InferenceEncoder, check_inference, load_for_inference
 from .training import (
     check_network,
@@ -28,7 +38,10 @@ from .training import (
 from .user_errors import guarded
 
 __all__ = [
+    "Grader",
     "InferenceEncoder",
+    "check_grading",
+    "check_grading_inference",
     "check_inference",
     "check_network",
     "check_output_dir",
@@ -37,8 +50,17 @@ __all__ = [
     "decode",
     "decode_training",
     "evaluate_checkpoints",
+    "evaluate_grader",
+    "grade_names",
+    "grading_data",
+    "grading_files",
+    "grading_loss",
+    "grading_settings",
+    "grading_split",
     "guarded",
     "load_for_inference",
+    "load_grader",
+    "load_start",
     "pretraining_data",
     "probe_data",
     "recipe_values",

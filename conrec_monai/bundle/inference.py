@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from conrec_monai.bundle.training import check_output_dir, checked_device
-from conrec_monai.data.dataset import RESIZES
+from conrec_monai.data.preprocessing import RESIZES
 from conrec_monai.networks.utils import FORMAT, build_network, load_encoder, load_weights, read_checkpoint
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
-__all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
+__all__ = ["InferenceEncoder", "check_inference", "load_for_inference", "plain_state_dict"]
 
 
 class InferenceEncoder(NamedTuple):
@@ -53,7 +53,7 @@ def load_for_inference(
     """
     if not isinstance(checkpoint, str | os.PathLike):
         raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
-    state_dict = _plain_state_dict(checkpoint)
+    state_dict = plain_state_dict(checkpoint)
     if state_dict is None:
         preprocessing = read_checkpoint(checkpoint)["preprocessing"]
         return InferenceEncoder(
@@ -80,7 +80,7 @@ def load_for_inference(
     return InferenceEncoder(encoder.eval(), size, resize, field_of_view)
 
 
-def _plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
+def plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
     """The content of a file that holds tensors by name and nothing else; None for any other file, or none."""
     if not Path(path).is_file():
         return None

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from conrec_monai.data import CachedImages, Datalist, load_datalist, write_manifest
-from conrec_monai.data.dataset import RESIZES
+from conrec_monai.data.preprocessing import RESIZES
 from conrec_monai.engines import bfloat16_is_fast, channels_last_is_fast, compilation_pays
 from conrec_monai.handlers.checkpoint import CHECKPOINT, ENCODER, check_resume
 from conrec_monai.losses import ConRecLoss

@@ -15,6 +15,8 @@ from .datalist import DR_GRADES, Datalist, DatalistInfo, load_datalist, write_ma
 from .dataset import CachedImages, EpochBatchSampler, batched
 from .image_reader import count_frames, read_image
 from .phantom import fundus_phantom, phantom_arrays
+from .preprocessing import FitImage, ReadImage, image_preprocessing
+from .stream import ImageStream, image_files
 from .synthetic import circle_square_arrays, rectangle_triangle_arrays
 
 __all__ = [
@@ -23,10 +25,15 @@ __all__ = [
     "Datalist",
     "DatalistInfo",
     "EpochBatchSampler",
+    "FitImage",
+    "ImageStream",
+    "ReadImage",
     "batched",
     "circle_square_arrays",
     "count_frames",
     "fundus_phantom",
+    "image_files",
+    "image_preprocessing",
     "load_datalist",
     "phantom_arrays",
     "read_image",

@@ -22,21 +22,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 
-from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
-from conrec_monai.transforms.local_contrast import LocalContrast
 from conrec_monai.utils import progress_bar
 
 from .datalist import ON_ERROR, Datalist
 from .image_cache import DIGEST_BYTES, ImageCache
 from .image_reader import read_image, to_channels
 from .layouts import shown, some
+from .preprocessing import FitImage
 
 __all__ = ["CachedImages", "EpochBatchSampler", "batched"]
 
-RESIZES = ("squash", "pad", "crop")
 ATTEMPTS = 3  # to read a file that another process is writing
 REVISION = 1  # of what is done to an image here and in NormalizeFieldOfView: a cache of another one is not used
 _T = TypeVar("_T")
@@ -110,18 +107,13 @@ class CachedImages(Dataset):
     ) -> None:
         if len(data) == 0:
             raise ValueError("data holds no items")
-        if size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
-        if resize not in RESIZES:
-            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
+        self._fitting = FitImage(size, resize, field_of_view)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1 thread, got {num_workers}")
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be {' or '.join(map(repr, ON_ERROR))}, got {on_error!r}")
-        if field_of_view not in FIELDS_OF_VIEW:
-            raise ValueError(f"field_of_view must be None, 'normalize' or 'local_contrast', got {field_of_view!r}")
         for index, item in enumerate(data):
             if "image" not in item:
                 raise ValueError(f"item {index} of data has no 'image', only {sorted(item)}")
@@ -166,7 +158,6 @@ class CachedImages(Dataset):
         places = torch.arange(len(self))
         hashes = torch.zeros(len(self), dtype=torch.int64)
         unsure: dict[int, str] = {}
-        normalize = None if self.field_of_view is None else self._normalize
 
         def fill(index: int, decode: bool) -> str | None:
             try:
@@ -177,15 +168,14 @@ class CachedImages(Dataset):
                     places[index], reason = known
                 elif array is None:
                     missing.append(index)
-                elif normalize:
-                    array, reason = normalize(array)
+                else:
+                    fitted, reason = self._fitting.fit(array)
             except (ValueError, OSError) as error:
                 in_memory = isinstance(self.data[index]["image"], np.ndarray)
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)
             if reason:
                 unsure[index] = reason
             if known is None and array is not None:
-                fitted = _fit(array, self.size, self.resize)
                 if cache is not None:
                     places[index] = cache.add(digest, fitted, reason)
                 elif images is not None:
@@ -238,14 +228,6 @@ class CachedImages(Dataset):
                 images[new] = images[old]
         self._images = images[: len(self)]
         return self
-
-    def _normalize(self, array: np.ndarray) -> tuple[np.ndarray, str]:
-        """What `field_of_view` says of an image as decoded, and why no retina was found in it."""
-        contrast = self.field_of_view == "local_contrast"
-        if contrast and array.dtype.kind == "u":  # whose enlarged differences are not to be rounded before
-            array = array / np.float32(np.iinfo(array.dtype).max)
-        array, found = NormalizeFieldOfView(self.size).normalize(array)
-        return LocalContrast()(array) if contrast else array, found.reason
 
     def _read(
         self, index: int, cache: ImageCache | None, decode: bool
@@ -464,33 +446,3 @@ def _label(index: int, label: Any) -> int:
     if value < 0:
         raise ValueError(f"the label of item {index} of data must be an integer >= 0 or None, got {label!r}")
     return value
-
-
-def _fit(array: np.ndarray, size: int, resize: str) -> torch.Tensor:
-    """Bring a CHW array (uint8, uint16, or floating point in [0, 1]) to uint8 C x size x size."""
-    height, width = array.shape[1:]
-    if resize == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        array = array[:, top : top + side, left : left + side]
-    target = (size, size)
-    if resize == "pad":
-        scale = size / max(height, width)
-        target = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if array.dtype == np.uint16:
-        array = array.astype(np.float32) / 257  # 65535 / 255
-    elif array.dtype != np.uint8:
-        array = array.astype(np.float32) * 255
-    if not array.flags.writeable or min(array.strides) < 0:
-        array = array.copy()  # torch takes neither
-    image = torch.from_numpy(array)
-    if image.shape[1:] != target:
-        image = F.interpolate(image[None], target, mode="bicubic", antialias=True, align_corners=False)[0]
-    if image.dtype != torch.uint8:
-        image = image.clamp(0, 255).round().to(torch.uint8)
-    if target == (size, size):
-        return image
-    canvas = torch.zeros(len(image), size, size, dtype=torch.uint8)
-    top, left = (size - target[0]) // 2, (size - target[1]) // 2
-    canvas[:, top : top + target[0], left : left + target[1]] = image
-    return canvas

@@ -12,11 +12,12 @@
 from __future__ import annotations
 
 from .audit import audit, audit_page, format_audit
+from .calibration import calibrate, graded
 from .duplicates import duplicate_groups, merge_groups
 from .embedding import central_part, embed, embed_levels
 from .evaluate import FINE_TUNED, PROTOCOLS, Candidate, evaluate, untrained_encoders
 from .fine_tuning import FineTuneSettings, paper_settings, predict_fine_tuned
-from .folds import FoldPlan, complete_groups, make_folds, official_folds, plan_folds, subsample
+from .folds import FoldPlan, complete_groups, make_folds, official_folds, plan_folds, split_parts, subsample
 from .knn import knn_evaluation, knn_predictions
 from .linear import check_folds, cumulative_labels, linear_evaluation, linear_predictions
 from .metrics import metric_names
@@ -38,6 +39,7 @@ __all__ = [
     "audit",
     "audit_page",
     "bootstrap",
+    "calibrate",
     "central_part",
     "check_folds",
     "class_probabilities",
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "format_audit",
     "format_table",
+    "graded",
     "grades_from_probabilities",
     "interval",
     "knn_evaluation",
@@ -68,6 +71,7 @@ __all__ = [
     "predict_fine_tuned",
     "score",
     "shortcut_features",
+    "split_parts",
     "subsample",
     "untrained_encoders",
 ]

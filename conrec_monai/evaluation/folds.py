@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-__all__ = ["FoldPlan", "complete_groups", "make_folds", "official_folds", "plan_folds", "subsample"]
+__all__ = ["FoldPlan", "complete_groups", "make_folds", "official_folds", "plan_folds", "split_parts", "subsample"]
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
@@ -227,6 +227,61 @@ def plan_folds(
     if not len(kept):
         raise ValueError(f"all {len(train)} training images share their group with a test image; none can be used")
     return FoldPlan([(kept, test)], "official", 1, 1, seed, len(train) - len(kept))
+
+
+def split_parts(
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    splits: Sequence[str | None] | None = None,
+    fold: int | None = 0,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Which images a network is trained on, which choose among its epochs, and which are left for its score.
+
+    Args:
+        labels: [N] class of each image.
+        groups: [N] group of each image; a group is on one side. None where each is alone.
+        splits: [N] name of each image's split. An official split (see :func:`plan_folds`) gives the test part, and with
+            "val" or "validation" the validation part too.
+        fold: which of the stratified folds is the test part, from 0, where there is no official split; None for no test
+            part at all, an official one included.
+        n_folds: the test part is one of so many folds, the validation part one of so many of the rest.
+        seed: of the folds.
+
+    Returns:
+        [N] texts: "train", "validation", "test", or "" for images that are in no part (of another official split, or of
+        a group that is in the test part).
+
+    Raises:
+        ValueError: see :func:`make_folds`; and for a fold that is not there, or a group on both sides of an official
+            split.
+    """
+    labels = np.asarray(labels)
+    parts = np.full(len(labels), "", dtype="U10")
+    rest = np.arange(len(labels))
+    names = np.array(["" if split is None else split for split in splits or [""] * len(labels)])
+    if fold is not None:
+        plan = plan_folds(labels, groups, splits, n_folds, 1, seed)
+        if plan.kind == "official" and fold:
+            raise ValueError(f"fold is {fold}, but the data set has an official split: its test part is tested on")
+        if not 0 <= fold < len(plan.folds):
+            raise ValueError(f"fold must be one of 0 to {len(plan.folds) - 1}, got {fold}")
+        rest, test = plan.folds[fold]
+        parts[test] = "test"
+    declared = np.flatnonzero(np.isin(names, ["val", "validation"]) & (parts == ""))
+    if len(declared) and ("test" in names or "train" in names or "training" in names):
+        train = np.setdiff1d(rest, declared)
+        both = set() if groups is None else set(groups[train]) & set(groups[declared])
+        if both:
+            train = train[~np.isin(groups[train], list(both))]  # type: ignore[index]
+        if not len(train):
+            raise ValueError("no image is left to train on beside those of the validation split")
+        parts[train], parts[declared] = "train", "validation"
+        return parts
+    train, validation = make_folds(labels[rest], None if groups is None else groups[rest], n_folds, 1, seed)[0]
+    parts[rest[train]], parts[rest[validation]] = "train", "validation"
+    return parts
 
 
 def subsample(labels: np.ndarray, folds: Folds, fraction: float, repeats: int, seed: int) -> Folds:

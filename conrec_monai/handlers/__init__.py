@@ -14,9 +14,11 @@ from __future__ import annotations
 from .attention_maps import AttentionMapHandler
 from .checkpoint import RunCheckpoint, check_resume
 from .embeddings import EmbeddingWriter
+from .grading import GradingCheckpoint, GradingScores
 from .health import HealthMonitor
 from .metrics_writer import MetricsWriter
 from .pictures import TripletHandler, attention_overlay, picture_grid
+from .predictions import PredictionWriter
 from .probe import OnlineProbe
 from .progress import ProgressHandler
 from .validation import EarlyStop, ValidationHandler
@@ -25,9 +27,12 @@ __all__ = [
     "AttentionMapHandler",
     "EarlyStop",
     "EmbeddingWriter",
+    "GradingCheckpoint",
+    "GradingScores",
     "HealthMonitor",
     "MetricsWriter",
     "OnlineProbe",
+    "PredictionWriter",
     "ProgressHandler",
     "RunCheckpoint",
     "TripletHandler",

@@ -57,7 +57,8 @@ class AttentionMapHandler:
 
     For inference, on any MONAI evaluator: of the images that its network takes, BCHW with values in [0, 1]; its
     batches have an ``"id"`` too, one text per image. An id may hold "/", which makes folders; see :func:`safe_name`.
-    The maps take one more pass through the encoder.
+    Images whose ``"status"`` in the batch, if it has one, is not "ok" are passed over. The maps take one more pass
+    through the encoder.
 
     Args:
         output_dir: folder of the pictures; created.
@@ -89,6 +90,11 @@ class AttentionMapHandler:
 
     def _write(self, engine: Engine) -> None:
         images, ids = _checked(engine.state.output[Keys.IMAGE], engine.state.batch)
+        if "status" in engine.state.batch:
+            there = [i for i, status in enumerate(engine.state.batch["status"]) if status == "ok"]
+            images, ids = images[there], [ids[i] for i in there]
+            if not there:
+                return
         with evaluating(self.encoder):
             overlays = attention_overlay(images, self.encoder.attention_map(images))
         for image, overlay, identifier in zip(images, overlays, ids, strict=True):

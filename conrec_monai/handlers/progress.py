@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -21,9 +22,17 @@ from conrec_monai.utils import duration, progress_bar
 
 __all__ = ["ProgressHandler"]
 
+# of the parts of a loss, in a line
+_NAMES = {
+    "contrastive_loss": "contrastive",
+    "reconstruction_loss": "reconstruction",
+    "contrastive_accuracy": "accuracy",
+}
+_DIGITS = {"contrastive_loss": 4, "reconstruction_loss": 5}
+
 
 class ProgressHandler:
-    """Shows how a pretraining goes: loss parts, images per second, the share of time spent waiting for data, and the
+    """Shows how a training goes: loss parts, images per second, the share of time spent waiting for data, and the
     time left for the whole run.
 
     On a terminal a live bar; everywhere one log line per epoch. Adds to ``engine.state.metrics``, every epoch:
@@ -42,7 +51,7 @@ class ProgressHandler:
         self._drawn = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a :class:`conrec_monai.engines.ConRecTrainer`, ahead of handlers that write metrics."""
+        """Attaches to a :class:`conrec_monai.engines.BatchTrainer`, ahead of handlers that write metrics."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
@@ -80,11 +89,8 @@ class ProgressHandler:
             self._bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
             metrics = engine.recent_metrics()
             if metrics:
-                self._bar.set_postfix_str(
-                    f"loss {metrics['loss']:.2f}, contrastive {metrics['contrastive_loss']:.3f},"
-                    f" reconstruction {metrics['reconstruction_loss']:.4f},"
-                    f" {self._waited / max(now - self._epoch_time, 1e-9):.0%} waiting for data"
-                )
+                waited = self._waited / max(now - self._epoch_time, 1e-9)
+                self._bar.set_postfix_str(f"{_parts(engine, metrics)}, {waited:.0%} waiting for data")
 
     def _finish_epoch(self, engine: Engine) -> None:
         state, now = engine.state, time.monotonic()  # the trainer has waited for the device by now
@@ -96,9 +102,7 @@ class ProgressHandler:
         left = state.epoch_length * state.max_epochs - state.iteration
         seconds = left * (now - self._start_time) / max(state.iteration - self._first_iteration, 1)
         line = (
-            f"epoch {state.epoch}/{state.max_epochs}: loss {metrics['loss']:.3f},"
-            f" contrastive {metrics['contrastive_loss']:.4f}, reconstruction {metrics['reconstruction_loss']:.5f},"
-            f" accuracy {metrics['contrastive_accuracy']:.3f},"
+            f"epoch {state.epoch}/{state.max_epochs}: {_parts(engine, metrics)},"
             f" {metrics['images_per_second']:.1f} images/s, {metrics['data_wait']:.1%} waiting for data,"
             f" {duration(seconds)} left"
         )
@@ -109,3 +113,7 @@ class ProgressHandler:
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _parts(engine: Engine, metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{_NAMES.get(name, name)} {metrics[name]:.{_DIGITS.get(name, 3)}f}" for name in engine.parts)

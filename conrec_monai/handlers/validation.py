@@ -44,27 +44,29 @@ class ValidationHandler(monai.handlers.ValidationHandler):
 
 
 class EarlyStop:
-    """Ends a run whose loss no longer falls: :class:`ignite.handlers.EarlyStopping` on a metric of the trainer.
+    """Ends a run that no longer gets better: :class:`ignite.handlers.EarlyStopping` on a metric of the trainer.
 
     Attach it behind :class:`ValidationHandler` and before the writers of metrics. Its count is part of the state of the
     training: a run that has stopped early does not go on when it is resumed, unless ``patience`` is larger.
 
     Args:
         patience: epochs with the metric but without improvement; 0 to never stop early.
-        metric: that should fall: ``loss``, or ``val_loss`` in a run that validates.
+        metric: such as ``loss``, or ``val_loss`` in a run that validates.
+        rising: whether the metric should rise; else it should fall.
     """
 
-    def __init__(self, patience: int, metric: str = "loss") -> None:
+    def __init__(self, patience: int, metric: str = "loss", rising: bool = False) -> None:
         if patience < 0:
             raise ValueError(f"patience must not be negative, got {patience}.")
-        self.patience, self.metric = patience, metric
+        self.patience, self.metric, self.rising = patience, metric, rising
         self.logger = logging.getLogger("conrec_monai")
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a :class:`conrec_monai.engines.ConRecTrainer`."""
+        """Attaches to a :class:`conrec_monai.engines.BatchTrainer`."""
         if not self.patience:
             return
-        self.stopping = EarlyStopping(self.patience, lambda e: -e.state.metrics[self.metric], engine)
+        sign = 1 if self.rising else -1
+        self.stopping = EarlyStopping(self.patience, lambda e: sign * e.state.metrics[self.metric], engine)
         engine.stateful["early_stop"] = self.stopping
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
@@ -79,7 +81,7 @@ class EarlyStop:
             return
         self.stopping(engine)
         if self.stopping.counter >= self.patience:
-            best = -(self.stopping.best_score or 0)
+            best, moved = abs(self.stopping.best_score or 0), "risen above" if self.rising else "fallen below"
             self.logger.info(
-                f"stopping early: {self.metric} has not fallen below {best:.4f} for {self.patience} evaluations"
+                f"stopping early: {self.metric} has not {moved} {best:.4f} for {self.patience} evaluations"
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .conrec import ConRecLoss, ConRecLossOutput
 from .cumulative import CumulativeBCELoss
+from .grade_regression import GradeRegressionLoss
 from .nt_xent import NTXentLoss, nt_xent_logits
 
-__all__ = ["ConRecLoss", "ConRecLossOutput", "CumulativeBCELoss", "NTXentLoss", "nt_xent_logits"]
+__all__ = ["ConRecLoss", "ConRecLossOutput", "CumulativeBCELoss", "GradeRegressionLoss", "NTXentLoss", "nt_xent_logits"]

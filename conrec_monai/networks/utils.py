@@ -21,7 +21,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, DenseNetEncoder, EncoderClassifier, SimCLRNet
+from conrec_monai.networks.nets import (
+    ConRecEncoder,
+    ConRecUNet,
+    DenseNetEncoder,
+    EncoderClassifier,
+    GradingNet,
+    SimCLRNet,
+)
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 __all__ = [
@@ -41,10 +48,12 @@ __all__ = [
 FORMAT = "conrec_monai"
 VERSION = 1
 Encoder = ConRecEncoder | DenseNetEncoder
-Model = ConRecUNet | SimCLRNet | EncoderClassifier
+Model = ConRecUNet | SimCLRNet | EncoderClassifier | GradingNet
 _ENCODERS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (ConRecEncoder, DenseNetEncoder)}
 # the models whose config holds the kind and the config of their encoder
-_WITH_ANY_ENCODER: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (EncoderClassifier, SimCLRNet)}
+_WITH_ANY_ENCODER: dict[str, type[nn.Module]] = {
+    cls.__name__: cls for cls in (EncoderClassifier, GradingNet, SimCLRNet)
+}
 _MODELS: dict[str, type[nn.Module]] = {"ConRecUNet": ConRecUNet, **_WITH_ANY_ENCODER}
 _KINDS = {**_ENCODERS, **_MODELS}
 _PREFIX = "encoder."
@@ -54,7 +63,7 @@ def build_network(kind: str, config: Mapping[str, Any]) -> nn.Module:
     """A network of this project with random weights.
 
     Args:
-        kind: name of its class: ConRecUNet, ConRecEncoder, DenseNetEncoder, SimCLRNet or EncoderClassifier.
+        kind: name of its class: ConRecUNet, ConRecEncoder, DenseNetEncoder, SimCLRNet, EncoderClassifier or GradingNet.
         config: the network's ``config``: its arguments as plain values, an encoder as ``{"kind", "config"}``.
 
     Raises:

@@ -52,6 +52,7 @@ from .intensity import (
 )
 from .local_contrast import LocalContrast, LocalContrastd
 from .masking import MIN_MASKING_SIZE, RandInPaint, RandLocalPixelShuffle, RandMasking, RandOutPaint
+from .quality import quality_warnings
 from .spatial import RandHorizontalFlip, RandResizedCrop, RandRotatedCrop, RandVerticalFlip, RandZoom
 from .views import TwoViews, TwoViewsd, Views
 
@@ -106,5 +107,6 @@ __all__ = [
     "gaussian_blur",
     "grayscale",
     "intensity_curve",
+    "quality_warnings",
     "unit_float",
 ]

@@ -14,6 +14,15 @@ from __future__ import annotations
 from .conrec_unet import ConRecEncoder, ConRecOutput, ConRecUNet
 from .densenet import DenseNetEncoder
 from .encoder_classifier import EncoderClassifier
+from .grading_net import GradingNet
 from .simclr_net import SimCLRNet
 
-__all__ = ["ConRecEncoder", "ConRecOutput", "ConRecUNet", "DenseNetEncoder", "EncoderClassifier", "SimCLRNet"]
+__all__ = [
+    "ConRecEncoder",
+    "ConRecOutput",
+    "ConRecUNet",
+    "DenseNetEncoder",
+    "EncoderClassifier",
+    "GradingNet",
+    "SimCLRNet",
+]

@@ -1,0 +1,279 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conrec_monai.bundle.grading import grading_data
+from conrec_monai.bundle.inference import plain_state_dict
+from conrec_monai.bundle.training import check_output_dir, checked_device, decode
+from conrec_monai.data import CachedImages, FitImage, image_files
+from conrec_monai.evaluation import Predictions, bootstrap, complete_groups, graded, interval, metric_names, score
+from conrec_monai.handlers.health import has_attention
+from conrec_monai.networks.nets import GradingNet
+from conrec_monai.networks.utils import build_network, load_model, load_weights, read_checkpoint
+from conrec_monai.version import __version__
+
+__all__ = ["Grader", "check_grading_inference", "evaluate_grader", "grading_files", "load_grader"]
+
+
+class Grader(NamedTuple):
+    """A grading network in evaluation mode, and what belongs to it.
+
+    Attributes:
+        network: from images BCHW to probabilities B[K].
+        fitting: what brings an image to the network's size.
+        classes: name of each grade.
+        ordinal: whether they are ordered.
+        about: of its training, plain values; empty for a plain state dictionary.
+        seen: sorted hashes of the images that it was trained on with labels; None where that is not known.
+    """
+
+    network: GradingNet
+    fitting: FitImage
+    classes: list[str]
+    ordinal: bool
+    about: dict[str, Any]
+    seen: Tensor | None
+
+
+def load_grader(
+    checkpoint: str | os.PathLike,
+    architecture: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+    classes: Sequence[str],
+    ordinal: bool = True,
+) -> Grader:
+    """A grading network, ready to be used.
+
+    Args:
+        checkpoint: ``model.pt`` of a fine-tuning, which brings all the rest; or a plain state dictionary, such as the
+            ``models/model.pt`` of a MONAI bundle.
+        architecture: the ``config`` of a :class:`conrec_monai.networks.nets.GradingNet`, for a plain state dictionary.
+        preprocessing: ``image_size``, ``resize`` and ``field_of_view``, for a plain state dictionary.
+        classes: name of each grade, for a plain state dictionary.
+        ordinal: whether they are ordered, for a plain state dictionary.
+
+    Raises:
+        FileNotFoundError, ValueError: when the file cannot be read or does not fit.
+    """
+    if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
+        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
+    state_dict = plain_state_dict(checkpoint)
+    about: dict[str, Any] = {}
+    seen = None
+    if state_dict is None:
+        content = read_checkpoint(checkpoint)
+        grading = content.get("grading")
+        if content["kind"] != "GradingNet" or not isinstance(grading, Mapping):
+            raise ValueError(
+                f"{checkpoint} holds a {content['kind']}"
+                f"{'' if content['kind'] != 'GradingNet' else ' without calibration'}, expected the model.pt of a"
+                " fine-tuning: an encoder grades nothing before train.json has trained it on grades."
+            )
+        network: Any = load_model(checkpoint)
+        preprocessing, classes, ordinal = content["preprocessing"], grading["classes"], grading["ordinal"]
+        about = {"epoch": grading["epoch"], "validation": grading["validation"], "settings": grading["settings"]}
+        seen = grading["image_hashes"]
+    else:
+        for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name} must be a dictionary, got {value!r}.")
+        network = build_network("GradingNet", architecture)
+        load_weights(network, state_dict, str(checkpoint))
+        network.eval()
+    if len(classes) != network.num_classes:
+        raise ValueError(f"classes must name {network.num_classes} grades, got {list(classes)}.")
+    size, divisor = preprocessing.get("image_size"), network.encoder.divisor
+    if type(size) is not int or size < 1 or size % divisor:
+        raise ValueError(f"preprocessing must hold image_size, a multiple of {divisor}, found {size!r}.")
+    fitting = FitImage(size, preprocessing.get("resize", "squash"), preprocessing.get("field_of_view"))
+    return Grader(network, fitting, [str(name) for name in classes], bool(ordinal), about, seen)
+
+
+def grading_files(dataset_dir: Any) -> list[tuple[str, Path]]:
+    """:func:`conrec_monai.data.image_files` of what a user typed.
+
+    Raises:
+        FileNotFoundError, ValueError: see there; and for another type.
+    """
+    if not isinstance(dataset_dir, str | os.PathLike | list | tuple) or not dataset_dir:
+        raise ValueError(f"dataset_dir must be a folder, a file or a list of files, got {dataset_dir!r}.")
+    return image_files(dataset_dir)
+
+
+def check_grading_inference(
+    grader: Grader, output_dir: str | os.PathLike, attention_maps: Any, device: torch.device | str
+) -> None:
+    """Checks what an inference needs before any work starts.
+
+    Args:
+        grader: that grades.
+        output_dir: folder to write to; created.
+        attention_maps: whether attention maps are written; None where the encoder pools by attention.
+        device: of the network.
+
+    Raises:
+        ValueError: naming the key, what was found and what was expected.
+    """
+    if attention_maps is not None and not isinstance(attention_maps, bool):
+        raise ValueError(f"attention_maps must be True, False or null, got {attention_maps!r}.")
+    if attention_maps and not has_attention(grader.network.encoder):
+        raise ValueError("attention_maps needs an encoder that pools by attention; this one does not.")
+    checked_device(device)
+    check_output_dir(output_dir, "inference_dir")
+
+
+def evaluate_grader(
+    checkpoint: str | os.PathLike,
+    dataset_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    architecture: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+    classes: Sequence[str],
+    section: str | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    device: torch.device | str = "cpu",
+    on_error: str = "raise",
+    **keys: str | None,
+) -> dict[str, Any]:
+    """Scores a grading network on graded images that it has not learned from; ``metrics.json``, ``predictions.csv``.
+
+    Images that its training has seen (by their content, those of its validation part included) are left out, and
+    counted. Intervals are those of :func:`conrec_monai.evaluation.interval`, by a bootstrap over groups (patients).
+
+    Args:
+        checkpoint, architecture, preprocessing, classes: see :func:`load_grader`.
+        dataset_dir, section, on_error, **keys: see :func:`conrec_monai.data.load_datalist`.
+        output_dir: folder of the results; created.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        batch_size: images per forward pass.
+        num_workers: threads that decode.
+        device: of the network.
+
+    Returns:
+        The content of ``metrics.json``: ``{"schema", "dataset", "images", "left_out", "metrics", "confusion",
+        "classes", "model", "versions"}``; ``confusion[i][j]`` images of grade i were given grade j.
+
+    Raises:
+        ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
+    """
+    for name, value, low in (
+        ("replicates", replicates, 2),
+        ("seed", seed, 0),
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 1),
+    ):
+        if type(value) is not int or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+    device = checked_device(device)
+    grader = load_grader(checkpoint, architecture, preprocessing, classes)
+    data = grading_data(dataset_dir, section, on_error, **keys)
+    highest = max(item["label"] for item in data)
+    if highest >= len(grader.classes):
+        raise ValueError(
+            f"{dataset_dir} has grade {highest}, the network knows 0 to {len(grader.classes) - 1}:"
+            f" {', '.join(grader.classes)}."
+        )
+    output = check_output_dir(output_dir)
+    fitting = grader.fitting
+    config: Any = grader.network.encoder.config
+    images = CachedImages(
+        data,
+        fitting.size,
+        fitting.resize,
+        config["in_channels"],
+        num_workers,
+        on_error=on_error,
+        field_of_view=fitting.field_of_view,
+    )
+    decode(output, images)
+    known = np.zeros(len(images), dtype=bool) if grader.seen is None else torch.isin(images.hashes, grader.seen).numpy()
+    kept = np.flatnonzero(~known)
+    if not len(kept):
+        raise ValueError(f"the network was trained on all {len(images)} images of {dataset_dir}: no score is honest.")
+    network = grader.network.to(device)
+    parts = []
+    with torch.inference_mode():
+        for index in np.array_split(kept, -(-len(kept) // batch_size)):
+            parts.append(network(images.gather(index).to(device).float() / 255).cpu())
+    probabilities = torch.cat(parts).double().numpy()
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    labels = images.labels.numpy()
+    said = graded(kept, probabilities, network.task)
+    predictions, count = Predictions([said]), len(grader.classes)
+    groups = complete_groups(images.groups)
+    ordinal = grader.ordinal and data.info.ordinal
+    scores = score(labels, predictions, ordinal, count)
+    drawn = bootstrap(labels, predictions, groups, ordinal, count, replicates, seed)
+    metrics: dict[str, dict[str, Any]] = {
+        name: {
+            "value": _plain(scores[name]["mean"]),
+            "interval": [_plain(v) for v in interval(name, scores[name]["mean"], drawn[name])],  # type: ignore[arg-type]
+        }
+        for name in metric_names(ordinal, count)
+    }
+    confusion = np.zeros((count, count), dtype=int)
+    np.add.at(confusion, (labels[kept], said.predicted), 1)
+    with (output / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "grade", *(f"p_{i}" for i in range(count))])
+        for row, i in enumerate(kept):
+            values = [f"{p:.4f}" for p in probabilities[row]]
+            writer.writerow([images.ids[i], labels[i], said.predicted[row], *values])
+    result = {
+        "schema": 1,
+        "dataset": {"path": str(dataset_dir), "section": section, "name": data.info.name},
+        "checkpoint": str(checkpoint),
+        "images": len(kept),
+        "left_out": {"trained_on": int(known.sum()), "unreadable": len(images.skipped)},
+        "trained_on_known": grader.seen is not None,
+        "metrics": metrics,
+        "confusion": confusion.tolist(),
+        "classes": grader.classes,
+        "model": grader.about,
+        "seed": seed,
+        "versions": {"conrec_monai": __version__, "torch": torch.__version__},
+    }
+    path = output / "metrics.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    left_out = f" ({known.sum()} that the network was trained on are left out)" if known.any() else ""
+    lines = [f"{len(kept)} images{left_out}"]
+    for name, entry in metrics.items():
+        value, (low, high) = entry["value"], entry["interval"]
+        if value is not None:
+            lines.append(f"  {name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+    if grader.seen is None:
+        lines.append("  which images the network was trained on is not known: the score may be one on those")
+        logging.getLogger("conrec_monai").warning(lines[-1].strip())
+    print("\n".join(lines))
+    print(f"Written to {path} and {output / 'predictions.csv'}")
+    return result
+
+
+def _plain(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

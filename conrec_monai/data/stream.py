@@ -1,0 +1,193 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from conrec_monai.transforms.quality import quality_warnings
+
+from .image_reader import count_frames, is_image_name, read_image
+from .layouts import shown
+from .preprocessing import FitImage
+
+__all__ = ["ImageStream", "image_files"]
+
+MAX_FRAMES = 10_000  # of a file
+AHEAD = 4  # files per thread that are decoded ahead of the one that is wanted
+
+
+def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[str, Path]]:
+    """The image files of a folder or a list; none is opened but those without a suffix.
+
+    Args:
+        source: a folder (with all folders in it: files whose names end as those of images, and files without a suffix
+            that are DICOM files; hidden ones are passed over), an image file, a list of paths, or a file that holds
+            one: .txt (a path per line) or .csv (with the column "image"). Relative paths of such a file start at its
+            folder.
+
+    Returns:
+        Name and path of each file: relative to the folder, sorted; of a list as it is written there, in its order.
+
+    Raises:
+        FileNotFoundError: when a folder or list is not there.
+        ValueError: when it holds nothing.
+    """
+    if not isinstance(source, str | os.PathLike):
+        listed = [os.fspath(path) for path in source]
+        if not listed:
+            raise ValueError("the list of images is empty.")
+        return [(path, Path(path)) for path in listed]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(_below(path), key=lambda file: file.relative_to(path).parts)
+        if not found:
+            raise ValueError(f"{shown(path)} holds no image files.")
+        return [(file.relative_to(path).as_posix(), file) for file in found]
+    if not path.is_file():
+        raise FileNotFoundError(f"no images at {shown(path)}: no such file or folder.")
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".csv"):
+        return [(path.name, path)]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown(path)} is not UTF-8 text.") from None
+    if suffix == ".txt":
+        names = [line.strip() for line in text.splitlines()]
+    else:
+        table = csv.DictReader(text.splitlines())
+        column = next((name for name in table.fieldnames or () if name.strip().lower() == "image"), None)
+        if column is None:
+            raise ValueError(f"{shown(path)} has no column image, only {', '.join(table.fieldnames or ())}.")
+        names = [(row[column] or "").strip() for row in table]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{shown(path)} lists no images.")
+    return [(name, path.parent / name) for name in names]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in files:
+            file = Path(root, name)
+            if not name.startswith(".") and (is_image_name(name) or ("." not in name and _is_dicom(file))):
+                yield file
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+class ImageStream(IterableDataset):
+    """Image files one after the other, decoded by threads a little ahead: the memory does not grow with their number.
+
+    A file that cannot be read, or a frame of it, is an entry with the reason; the others are done. Iterating gives
+    whole batches, for ``DataLoader(stream, batch_size=None)`` without workers: dictionaries of "image" (uint8
+    B x channels x size x size; black where there is none), "id" (texts: the name, and "#<frame>" where a file has
+    several) and the lists "name", "frame" (int, or None where a file has one), "status" ("ok" or "error"), "reason"
+    and "warnings" (lists of texts; see :func:`conrec_monai.transforms.quality_warnings`).
+
+    Args:
+        files: names and paths; see :func:`image_files`.
+        fitting: what brings an image to the network's size.
+        channels: 3 (RGB) or 1 (gray).
+        batch_size: images per batch.
+        num_workers: threads that decode.
+
+    Attributes:
+        files: as given.
+
+    Raises:
+        ValueError: for a number below 1, or no files.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[str, str | os.PathLike]],
+        fitting: FitImage,
+        channels: int = 3,
+        batch_size: int = 64,
+        num_workers: int = 2,
+    ) -> None:
+        if not files:
+            raise ValueError("there are no image files.")
+        for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        self.files, self.fitting, self.channels = list(files), fitting, channels
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        for entry in self._entries():
+            entries.append(entry)
+            if len(entries) == self.batch_size:
+                yield _batch(entries)
+                entries = []
+        if entries:
+            yield _batch(entries)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        pool = ThreadPoolExecutor(self.num_workers)
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        try:
+            for name, path in self.files:
+                for frame in self._frames(path):
+                    waiting.append(pool.submit(self._entry, name, path, frame))
+                    if len(waiting) > AHEAD * self.num_workers:
+                        yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _frames(self, path: str | os.PathLike) -> Sequence[int | None]:
+        """The frames of a file; None where it has one, or where reading it will tell what is wrong with it."""
+        try:
+            count = count_frames(path)
+        except (ValueError, OSError):
+            return [None]
+        return [None] if count == 1 or count > MAX_FRAMES else range(count)
+
+    def _entry(self, name: str, path: str | os.PathLike, frame: int | None) -> dict[str, Any]:
+        size = self.fitting.size
+        entry: dict[str, Any] = {"name": name, "frame": frame, "status": "ok", "reason": "", "warnings": []}
+        entry["id"] = name if frame is None else f"{name}#{frame}"
+        try:
+            array = read_image(path, self.channels, frame=frame, min_side=size)
+            entry["image"] = self.fitting.fit(array).image
+            entry["warnings"] = quality_warnings(array, size)
+        except (ValueError, OSError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            entry.update(status="error", reason=reason.replace(shown(path), name))
+            entry["image"] = torch.zeros(self.channels, size, size, dtype=torch.uint8)
+        return entry
+
+
+def _batch(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {key: [entry[key] for entry in entries] for key in entries[0]}
+    batch["image"] = torch.stack(batch["image"])
+    return batch

@@ -1,0 +1,202 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import PrepareBatch
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from conrec_monai.engines import PrepareUnitBatch
+from conrec_monai.evaluation.calibration import calibrate, graded
+from conrec_monai.evaluation.metrics import METRICS
+from conrec_monai.handlers.checkpoint import RunCheckpoint
+from conrec_monai.handlers.health import evaluating
+from conrec_monai.networks.nets import GradingNet
+from conrec_monai.networks.utils import load_weights, read_checkpoint, save_checkpoint
+from conrec_monai.utils import rank
+
+__all__ = ["BEST", "MODEL", "GradingCheckpoint", "GradingScores"]
+
+BEST = "best.pt"
+MODEL = "model.pt"
+
+
+class GradingScores:
+    """Scores of a :class:`monai.engines.SupervisedEvaluator` whose network is a
+    :class:`conrec_monai.networks.nets.GradingNet`, in ``engine.state.metrics`` at the end of its run: ``qwk``,
+    ``accuracy`` and ``nll``, the mean negative logarithm of the probability of the true grade.
+
+    The evaluator does not decollate; each of several processes evaluates all images.
+
+    Args:
+        task: of the network.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._parts = []
+
+    def _collect(self, engine: Engine) -> None:
+        self._parts.append((engine.state.output[Keys.PRED], engine.state.output[Keys.LABEL]))
+
+    def _finish(self, engine: Engine) -> None:
+        probabilities, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True))
+        if not np.isfinite(probabilities).all():
+            raise ValueError("probabilities are not finite: the training has diverged; try a smaller learning_rate.")
+        said = graded(np.arange(len(labels)), probabilities, self.task)
+        for name in ("qwk", "accuracy"):
+            engine.state.metrics[name] = METRICS[name](labels, said.predicted, said.probabilities)
+        likely = said.probabilities[np.arange(len(labels)), labels].clip(1e-7)
+        engine.state.metrics["nll"] = float(-np.log(likely).mean())
+
+
+class _Best:
+    """The best epoch so far; part of the training's state."""
+
+    def __init__(self) -> None:
+        self.score, self.epoch = -math.inf, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.score, self.epoch = state["score"], state["epoch"]
+
+
+class GradingCheckpoint(RunCheckpoint):
+    """Keeps the run of a grading network: the last epoch, the best one, and at the end the calibrated network.
+
+    ``checkpoint.pt`` as in :class:`RunCheckpoint`. ``best.pt`` is the network of the epoch with the highest ``metric``
+    (the first of equal ones). At the end of the run its probabilities are calibrated on the validation images
+    (:func:`conrec_monai.evaluation.calibrate`), and ``model.pt`` is written: what inference and evaluation take. It has
+    an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation", "image_hashes"}``, the metrics of
+    the validation part after the calibration, and the sorted hashes of all images that the network has learned from,
+    those of the validation part included.
+
+    Args:
+        output_dir, network, preprocessing, settings, lr_scheduler, resume, data, max_minutes: see
+            :class:`RunCheckpoint`.
+        validation: batches of the validation part, as those of the training.
+        classes: name of each grade.
+        ordinal: whether they are ordered.
+        metric: of the trainer, that should rise.
+        hashes: gives the hashes of the images of training and validation part.
+        prepare_batch: of the validation part's batches.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        network: GradingNet,
+        preprocessing: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        validation: Iterable,
+        classes: Sequence[str],
+        ordinal: bool = True,
+        metric: str = "val_qwk",
+        lr_scheduler: LRScheduler | None = None,
+        resume: bool = False,
+        data: Sequence[Mapping[str, Any]] | None = None,
+        hashes: Callable[[], Tensor] | None = None,
+        max_minutes: float | None = None,
+        prepare_batch: PrepareBatch | None = None,
+    ) -> None:
+        super().__init__(
+            output_dir,
+            network,  # type: ignore[arg-type]
+            preprocessing,
+            settings,
+            lr_scheduler,
+            resume,
+            data,
+            hashes=hashes,
+            max_minutes=max_minutes,
+        )
+        self.grader, self.validation, self.metric = network, validation, metric
+        self.classes, self.ordinal = list(classes), ordinal
+        self.prepare_batch = PrepareUnitBatch() if prepare_batch is None else prepare_batch
+        self.best = _Best()
+
+    def attach(self, engine: Engine) -> None:
+        engine.stateful["best"] = self.best
+        super().attach(engine)
+
+    def _start(self, engine: Engine) -> None:
+        if not engine.has_event_handler(self._keep_best, Events.EPOCH_COMPLETED):  # behind those that validate
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_best)
+        super()._start(engine)
+
+    def _keep_best(self, engine: Engine) -> None:
+        score = engine.state.metrics.get(self.metric)
+        if score is None or not score > self.best.score:
+            return
+        self.best.score, self.best.epoch = score, engine.state.epoch
+        if not rank():
+            save_checkpoint(self.output_dir / BEST, self.grader, self.preprocessing)
+
+    def _finish(self, engine: Engine) -> None:
+        self._restore_signals()
+        if rank():
+            return
+        if not self.best.epoch:
+            self.logger.warning(f"no epoch was validated: there is no {MODEL}")
+            return
+        best = self.output_dir / BEST
+        load_weights(self.grader, read_checkpoint(best)["state_dict"], str(best))
+        outputs, labels = [], []
+        with evaluating(self.grader):
+            for batch in self.validation:
+                images, _ = self.prepare_batch(batch, engine.state.device)
+                outputs.append(self.grader.outputs(images).cpu())
+                labels.append(batch[Keys.LABEL].numpy())
+        truth = np.concatenate(labels)
+        scale = calibrate(self.grader, torch.cat(outputs), truth)
+        with evaluating(self.grader):
+            probabilities = self.grader.probabilities(torch.cat(outputs).to(self.grader.scale.device)).cpu().numpy()
+        said = graded(np.arange(len(truth)), probabilities, self.grader.task)
+        names = ("qwk", "accuracy", "ece", "brier")
+        scores = {name: METRICS[name](truth, said.predicted, said.probabilities) for name in names}
+        path = self.output_dir / MODEL
+        save_checkpoint(
+            path,
+            self.grader,
+            self.preprocessing,
+            grading={
+                "settings": self.settings,
+                "classes": self.classes,
+                "ordinal": self.ordinal,
+                "epoch": self.best.epoch,
+                "validation": scores,
+                "image_hashes": None if self.hashes is None else torch.unique(self.hashes()),
+            },
+        )
+        self.logger.info(
+            f"{path} written: epoch {self.best.epoch} of {engine.state.epoch}, scale {scale:.3f}, validation "
+            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
