@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING, Any
 from conrec_monai.version import __version__
 
 if TYPE_CHECKING:
+    from conrec_monai.data.preprocessing import load_preprocessing
     from conrec_monai.networks.keras import import_keras
     from conrec_monai.networks.utils import load_encoder, load_model
 
-__all__ = ["__version__", "import_keras", "load_encoder", "load_model"]
+__all__ = ["__version__", "import_keras", "load_encoder", "load_model", "load_preprocessing"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch and MONAI when they are needed: the command line answers --help without them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from conrec_monai.data import preprocessing
     from conrec_monai.networks import keras, utils
 
-    return getattr(keras if name == "import_keras" else utils, name)
+    homes = {"import_keras": keras, "load_preprocessing": preprocessing}
+    return getattr(homes.get(name, utils), name)
 
 
 def __dir__() -> list[str]:

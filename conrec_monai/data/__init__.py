@@ -15,7 +15,7 @@ from .datalist import DR_GRADES, Datalist, DatalistInfo, load_datalist, write_ma
 from .dataset import CachedImages, EpochBatchSampler, batched
 from .image_reader import count_frames, read_image
 from .phantom import fundus_phantom, phantom_arrays
-from .preprocessing import FitImage, ReadImage, image_preprocessing
+from .preprocessing import FitImage, ReadImage, image_preprocessing, load_preprocessing
 from .stream import ImageStream, image_files
 from .synthetic import circle_square_arrays, rectangle_triangle_arrays
 
@@ -35,6 +35,7 @@ __all__ = [
     "image_files",
     "image_preprocessing",
     "load_datalist",
+    "load_preprocessing",
     "phantom_arrays",
     "read_image",
     "rectangle_triangle_arrays",

@@ -22,12 +22,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 from torch import Tensor
 
+from conrec_monai.networks.utils import read_checkpoint
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
 from conrec_monai.transforms.local_contrast import LocalContrast
 
 from .image_reader import read_image, to_channels
 
-__all__ = ["RESIZES", "FitImage", "FittedImage", "ReadImage", "image_preprocessing"]
+__all__ = ["RESIZES", "FitImage", "FittedImage", "ReadImage", "image_preprocessing", "load_preprocessing"]
 
 RESIZES = ("squash", "pad", "crop")
 
@@ -127,6 +128,26 @@ def image_preprocessing(
         A :class:`monai.transforms.Compose` of :class:`ReadImage` and :class:`FitImage`: path -> float32 CHW in [0, 1].
     """
     return Compose([ReadImage(channels, size), FitImage(size, resize, field_of_view)])
+
+
+def load_preprocessing(path: str | os.PathLike) -> Compose:
+    """What brings an image file to the encoder of a checkpoint, as in its training; see :func:`image_preprocessing`.
+
+    Args:
+        path: of any checkpoint of this project; see :func:`conrec_monai.load_encoder`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`conrec_monai.networks.utils.read_checkpoint`.
+    """
+    content = read_checkpoint(path)
+    config = content["config"]
+    entry = config.get("encoder")
+    if isinstance(entry, dict):
+        config = entry.get("config") or {}
+    settings = content["preprocessing"]
+    return image_preprocessing(
+        settings["image_size"], settings["resize"], settings["field_of_view"], config.get("in_channels", 3)
+    )
 
 
 def _fit(array: np.ndarray, size: int, resize: str) -> Tensor:

@@ -62,7 +62,7 @@ def run(
 
     engine = Engine(iteration)
     recent = iter([None, None])  # nothing has arrived from the device at first
-    engine.recent_metrics = lambda: next(recent, METRICS)
+    engine.recent_metrics, engine.parts = lambda: next(recent, METRICS), tuple(METRICS)
 
     def start() -> None:
         engine.state.epoch, engine.state.iteration = done // 4, done
@@ -128,7 +128,7 @@ def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     engine = run(clock, 2.0, 2, done=2)
     shown = terminal.getvalue()
     assert "epoch 2/2" in shown and "/128" in shown  # 2 epochs of 4 iterations of 16 images
-    assert "loss 12.50, contrastive 2.250, reconstruction 0.0800, 0% waiting for data" in shown
+    assert "loss 12.500, contrastive 2.2500, reconstruction 0.08000, accuracy 0.625, 0% waiting for data" in shown
     assert engine.state.iteration == 8
 
 
