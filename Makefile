@@ -23,12 +23,12 @@ demo: $(VENV)/installed
 	@if [ -e $(DEMO)/evaluation/metrics.json ]; then rm -rf $(DEMO); fi; mkdir -p $(DEMO)  # one that was stopped goes on
 	@echo "Pretraining on 600 drawn fundus photographs; make demo goes on after an interruption ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
-	  --dataset_dir phantom:n=600,size=64,seed=0 --output_dir $(DEMO) \
+	  --dataset_dir phantom:n=600,size=128,seed=0 --output_dir $(DEMO) \
 	  --batch_size 32 --max_epochs 30 --probe_every 0 --pictures_every 10 --resume True \
 	  2>&1 | tee -i -a $(DEMO)/train.log; exit $${PIPESTATUS[0]}
 	@echo "Scoring the frozen encoder on 600 other drawn photographs ..."
 	@$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/evaluate.json --bundle_root $(BUNDLE) \
-	  --dataset_dir phantom:n=600,size=64,seed=1 --output_dir $(DEMO) 2>&1 | tee -i $(DEMO)/evaluate.log; exit $${PIPESTATUS[0]}
+	  --dataset_dir phantom:n=600,size=128,seed=1 --output_dir $(DEMO) 2>&1 | tee -i $(DEMO)/evaluate.log; exit $${PIPESTATUS[0]}
 	@echo
 	@echo "Pictures (input, reconstruction, target): $(DEMO)/pictures/"
 	@echo "Encoder:    $(DEMO)/encoder.pt      Checkpoint: $(DEMO)/checkpoint.pt"

@@ -38,7 +38,7 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 FEW = (0.01, 0.05, 0.1)
 FROZEN = ("linear", "levels", "knn")
 # Of both, the pretrained and the random network: the published rate of 5e-5 moves a random one nowhere in so few steps.
-FINE_TUNING = {"learning_rate": 0.001, "epochs": 50}
+FINE_TUNING = {"learning_rate": 0.001, "epochs": 30}
 
 
 class Report:
@@ -56,28 +56,36 @@ class Report:
         own, both = {"dataset": str(other), "seed": 0}, {"dataset": sweep.dataset, "test": str(other), "seed": 0}
         name, second = Path(sweep.dataset).name, other.name
         tuned = {"protocols": ["fine_tune"], "fractions": FEW, "fine_tuning": FINE_TUNING, "untrained_seeds": []}
-        # By name: title, options of the evaluation, whether encoders with random weights are among its checkpoints.
-        self.evaluations: dict[str, tuple[str, dict[str, Any], bool]] = {
-            "report": (f"{name}, report part, frozen", {**parts, "protocols": FROZEN}, False),
-            "other": (f"{second}, its own folds, frozen", {**own, "protocols": FROZEN}, False),
-            "transfer": (f"fitted on {name}, scored on {second}, frozen", {**both, "protocols": FROZEN}, False),
+        variants = sweep.config["variants"]
+        trained = [variant for variant in variants if not variants[variant].get(UNTRAINED)]
+        # Fine-tuning is dear: of the recipe and of random weights alone, which is training from scratch.
+        few = [trained[0], *(variant for variant in variants if variant not in trained)]
+        # By name: title, options of the evaluation, variants whose encoders it scores.
+        self.evaluations: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+            "report": (f"{name}, report part, frozen", {**parts, "protocols": FROZEN}, trained),
+            "other": (f"{second}, its own folds, frozen", {**own, "protocols": FROZEN}, trained),
+            "transfer": (f"fitted on {name}, scored on {second}, frozen", {**both, "protocols": FROZEN}, trained),
             "fractions": (
                 f"{name}, report part, frozen, over the share of labels",
                 {**parts, "protocols": ["linear"], "fractions": FRACTIONS},
-                False,
+                trained,
             ),
-            "fine_tuned": (f"{name}, report part, fine-tuned with few labels", {**parts, **tuned}, True),
+            "fine_tuned": (
+                f"{name}, report part, fine-tuned with few labels",
+                {**parts, **tuned, "fraction_repeats": 1},
+                few,
+            ),
         }
 
-    def checkpoints(self, untrained: bool) -> dict[str, Path]:
+    def checkpoints(self, variants: Sequence[str]) -> dict[str, Path]:
         """Encoders as ``variant@seed``, trained where they are not there yet."""
-        chosen = [run for run in self.sweep.runs() if untrained or not run.settings.get(UNTRAINED)]
+        chosen = [run for run in self.sweep.runs() if run.variant in variants]
         return {f"{run.variant}@{run.seed}": self.sweep.encoder(run) for run in chosen}
 
     def run(self) -> None:
         """Makes the evaluations that are not there yet."""
-        for name, (title, options, untrained) in self.evaluations.items():
-            folder, checkpoints = self.folder(name), self.checkpoints(untrained)
+        for name, (title, options, variants) in self.evaluations.items():
+            folder, checkpoints = self.folder(name), self.checkpoints(variants)
             if not self.lab.evaluated(folder, checkpoints, options):
                 self.lab.progress(f"evaluation: {title}")
                 self.lab.evaluate(folder, checkpoints, options)
@@ -131,7 +139,9 @@ def _scores(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def curves(summary: Mapping[str, Any]) -> list[Curve]:
     """Label-efficiency curves, means over the runs; the bands hold the intervals of all of them."""
-    entries = [e for e in summary["evaluations"]["fractions"]["scores"] if e["variant"] == "standardized"]
+    evaluations = summary["evaluations"]
+    entries = [e for e in evaluations["fractions"]["scores"] if e["variant"] == "standardized"]
+    entries += [{**e, "method": f"{e['method']}, fine-tuned"} for e in evaluations["fine_tuned"]["scores"]]
     result = []
     for method in dict.fromkeys(entry["method"] for entry in entries):
         own = [entry for entry in entries if entry["method"] == method]

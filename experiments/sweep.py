@@ -70,7 +70,17 @@ DUPLICATES_SIZE = 224
 REPRESENTATIONS = {"h": embed, "levels": embed_levels}
 UNTRAINED = "untrained"
 # Settings that weights and images of an untrained encoder depend on.
-ARCHITECTURE = ("recipe", "image_size", "features", "pooling", "field_of_view", "resize", "in_channels", "network_def")
+ARCHITECTURE = (
+    "recipe",
+    "image_size",
+    "cache_size",
+    "features",
+    "pooling",
+    "field_of_view",
+    "resize",
+    "in_channels",
+    "network_def",
+)
 KEYS = {"about", "dataset", "minutes", "seeds", "settings", "variants"}
 
 

@@ -296,11 +296,19 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
     optional = tuple(name for name in ("learning_rate", "max_minutes") if settings[name] is not None)
-    for name in ("alpha", "temperature", "crop_scale", "jitter", "gray_prob", "blur_prob", *optional):
+    for name in ("alpha", "temperature", "jitter", "gray_prob", "blur_prob", *optional):
         if not isinstance(settings[name], int | float) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a number, got {settings[name]!r}.")
         if not math.isfinite(settings[name]):
             raise ValueError(f"{name} must be finite, got {settings[name]}.")
+    scale = settings["crop_scale"]
+    if (
+        not isinstance(scale, list | tuple)
+        or len(scale) != 2
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in scale)
+    ):
+        raise ValueError(f"crop_scale must be two numbers, the smallest and the largest area, got {scale!r}.")
+    settings["crop_scale"] = list(scale)
     for name in ("rotate", "decoder", "resume", "gradient_checkpointing", "encoder_half", "sync_batchnorm"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
@@ -376,7 +384,17 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         raise ValueError(f"in_channels must be 1 (gray) or 3 (RGB), got {settings['in_channels']}.")
     ConRecLoss(settings["alpha"], temperature=settings["temperature"])
     datalist, size = data.training, settings["image_size"]
-    _check_size(size, 2 ** (len(settings["features"]) - 1), f"{len(settings['features'])} levels of features")
+    _check_sizes(settings, 2 ** (len(settings["features"]) - 1), f"{len(settings['features'])} levels of features")
+    if settings["cache_size"] < size:
+        raise ValueError(
+            f"cache_size must be at least image_size, {size}, from which views are cut out, got"
+            f" {settings['cache_size']} (null is image_size)."
+        )
+    if settings["pooling"] == "flatten" and settings["cache_size"] != size:
+        raise ValueError(
+            f"pooling flatten takes images of one size: cache_size must be image_size, {size}, got"
+            f" {settings['cache_size']}."
+        )
     try:
         TwoViews(size, **{name: settings[name] for name in TwoViews.OPTIONS})
     except ValueError as error:
@@ -472,7 +490,7 @@ def check_network(network: nn.Module, settings: Mapping[str, Any]) -> None:
     if channels != settings["in_channels"]:
         raise ValueError(f"the images have in_channels {settings['in_channels']}, network_def takes {channels}.")
     size = settings["image_size"]
-    _check_size(size, encoder.divisor, type(encoder).__name__)
+    _check_sizes(settings, encoder.divisor, type(encoder).__name__)
     training = [module for module in network.modules() if module.training]
     try:
         with torch.no_grad():
@@ -488,8 +506,10 @@ def check_network(network: nn.Module, settings: Mapping[str, Any]) -> None:
         check_weights(network, read_checkpoint(path)["state_dict"], str(path))
 
 
-def _check_size(size: int, divisor: int, what: str) -> None:
-    if size % divisor:
-        lower = size - size % divisor
-        near = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
-        raise ValueError(f"image_size must be a multiple of {divisor} for {what} (for example {near}), got {size}.")
+def _check_sizes(settings: Mapping[str, Any], divisor: int, what: str) -> None:
+    for name in ("image_size", "cache_size"):  # of the views; of what the encoder represents
+        size = settings[name]
+        if size % divisor:
+            lower = size - size % divisor
+            near = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
+            raise ValueError(f"{name} must be a multiple of {divisor} for {what} (for example {near}), got {size}.")

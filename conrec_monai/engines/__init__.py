@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from .batch_trainer import BatchTrainer, bfloat16_is_fast, channels_last_is_fast, compilation_pays
+from .batch_trainer import BatchTrainer, bfloat16_is_fast, channels_last_is_fast, compilation_pays, memory_format_of
 from .evaluator import ConRecEvaluator
 from .fine_tuner import FineTuner
 from .prepare_batch import PrepareUnitBatch
@@ -26,4 +26,5 @@ __all__ = [
     "bfloat16_is_fast",
     "channels_last_is_fast",
     "compilation_pays",
+    "memory_format_of",
 ]

@@ -55,7 +55,7 @@ class TwoViews(BatchRandTransform):
         image_size: side of the views in pixels; at least 25 with masking.
         masked_views: how many of the two views of an image are masked: both (2), the second (1) or none (0: SimCLR).
         masking_fill: of the painted windows: "random" or "mean", see :class:`RandInPaint`.
-        crop_scale: smallest area of a crop over that of the image, see :class:`RandResizedCrop`.
+        crop_scale: smallest and largest area of a crop over that of the image, see :class:`RandResizedCrop`.
         rotate: whether images are turned by any angle before they are cropped, see :class:`RandRotatedCrop`.
         jitter: strength of the color jitter, see :class:`RandColorJitter`.
         gray_prob: probability of grayscale.
@@ -72,7 +72,7 @@ class TwoViews(BatchRandTransform):
         image_size: int,
         masked_views: int = 2,
         masking_fill: str = "random",
-        crop_scale: float = 0.08,
+        crop_scale: Sequence[float] = (0.08, 1.0),
         rotate: bool = False,
         jitter: float = 1.0,
         gray_prob: float = 0.2,
@@ -85,12 +85,12 @@ class TwoViews(BatchRandTransform):
                 raise ValueError(f"{name} must be in [0, 1], got {value}.")
         if masking_fill not in FILLS:
             raise ValueError(f"masking_fill must be one of {', '.join(FILLS)}, got {masking_fill!r}.")
-        if not 0 < crop_scale <= 1:
-            raise ValueError(f"crop_scale must be in (0, 1], got {crop_scale}.")
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two increasing numbers in (0, 1], got {list(crop_scale)}.")
         if not jitter >= 0:
             raise ValueError(f"jitter must not be negative, got {jitter}.")
         crop = RandRotatedCrop if rotate else RandResizedCrop
-        self.crop: BatchRandTransform = crop(image_size, (crop_scale, 1.0))
+        self.crop: BatchRandTransform = crop(image_size, (crop_scale[0], crop_scale[1]))
         self.flip, self.jitter = RandHorizontalFlip(), RandColorJitter(jitter)
         self.gray, self.blur = RandGrayscale(gray_prob), RandGaussianBlur(blur_prob)
         self.mask = RandMasking(masking_fill) if masked_views else None

@@ -198,7 +198,7 @@ def test_mistake_in_the_output(outside: Path) -> None:
 
 def test_recipe_gives_what_is_not_given(outside: Path) -> None:
     recipes = json.loads((BUNDLE / "configs" / "train.json").read_text())["recipes"]
-    given = {"image_size": 32, "features": [4, 8], "batch_size": 8, "max_epochs": 1, "jitter": 0.25}
+    given = {"image_size": 32, "cache_size": 40, "features": [4, 8], "batch_size": 8, "max_epochs": 1, "jitter": 0.25}
     run("train", dataset_dir="phantom:n=40,size=32", output_dir="out", probe_every=0, **given)
     settings = json.loads(Path("out/metrics.json").read_text())["settings"]
     assert settings["recipe"] == "fundus"
@@ -246,7 +246,7 @@ def test_simclr_on_unlabeled_photographs(outside: Path) -> None:
     assert load_model("out/checkpoint.pt").config["decoder"] is False
     assert load_encoder("out/encoder.pt").config == {"in_channels": 3, "features": [4, 8], "pooling": "average"}
     assert read_checkpoint("out/encoder.pt")["preprocessing"] == {
-        "image_size": 32,
+        "image_size": 48,  # the encoder takes images as large as those that views were cut out of
         "resize": "pad",
         "field_of_view": None,
     }

@@ -42,7 +42,7 @@ from conrec_monai.networks.utils import save_checkpoint
 from conrec_monai.transforms import TwoViews
 
 CONFIG = json.loads((Path(__file__).resolve().parents[2] / "bundles/conrec_pretraining/configs/train.json").read_text())
-VIEWS = ("crop_scale", "jitter", "gray_prob", "blur_prob")
+VIEWS = ("jitter", "gray_prob", "blur_prob")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "features": [4, 4, 4, 8],
         "pooling": "attention",
         "upsample": "nontrainable",
-        "crop_scale": 0.08,
+        "crop_scale": [0.08, 1.0],
         "rotate": False,
         "jitter": 1.0,
         "gray_prob": 0.2,
@@ -123,10 +123,11 @@ def test_recipe_by_its_name() -> None:
 def test_recipe_of_the_publication() -> None:
     assert CONFIG["recipes"]["paper"] == {
         "image_size": 224,
+        "cache_size": None,
         "features": [64, 128, 256, 512],
         "upsample": "nontrainable",
         "field_of_view": None,
-        "crop_scale": 0.08,
+        "crop_scale": [0.08, 1.0],
         "rotate": False,
         "jitter": 1.0,
         "gray_prob": 0.2,
@@ -145,8 +146,9 @@ def test_recipe_of_the_publication() -> None:
 
 def test_recipe_of_the_publication_is_the_defaults_of_the_views() -> None:
     parameters = inspect.signature(TwoViews).parameters
+    values = {**CONFIG["recipes"]["paper"], "crop_scale": tuple(CONFIG["recipes"]["paper"]["crop_scale"])}
     assert {name: parameters[name].default for name in TwoViews.OPTIONS} == {
-        name: CONFIG["recipes"]["paper"][name] for name in TwoViews.OPTIONS
+        name: values[name] for name in TwoViews.OPTIONS
     }
 
 
@@ -312,9 +314,9 @@ def test_right_settings(settings: dict[str, Any], datalist: Datalist, caplog: py
         {"image_size": 32, "features": [8] * 6},  # 1 px in the last level
         {"image_size": 24, "masked_views": 0},
         {"image_size": 26, "features": [4, 8]},
-        {"crop_scale": 1, "rotate": True, "jitter": 0, "gray_prob": 1, "blur_prob": 0, "masking_fill": "mean"},
+        {"crop_scale": [1, 1], "rotate": True, "jitter": 0, "gray_prob": 1, "blur_prob": 0, "masking_fill": "mean"},
         {"image_size": 32, "pooling": "flatten", "features": [4, 5], "decoder": False},
-        {"cache_size": 8, "probe_every": 0, "pictures_every": 0, "alpha": 0},
+        {"cache_size": 40, "probe_every": 0, "pictures_every": 0, "alpha": 0},
     ],
 )
 def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], datalist: Datalist) -> None:
@@ -332,8 +334,14 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"image_size": 0}, "image_size must be at least 1, got 0."),
         ({"image_size": 5}, "image_size must be a multiple of 8 for 4 levels of features (for example 8), got 5."),
         ({"image_size": 24}, "views of image_size 24: maskings need images of at least 25 px a side, got 24 x 24."),
-        ({"crop_scale": 0}, "views of image_size 32: crop_scale must be in (0, 1], got 0."),
-        ({"crop_scale": 1.5}, "views of image_size 32: crop_scale must be in (0, 1], got 1.5."),
+        (
+            {"crop_scale": [0, 1]},
+            "views of image_size 32: crop_scale must be two increasing numbers in (0, 1], got [0, 1].",
+        ),
+        (
+            {"crop_scale": [0.5, 1.5]},
+            "views of image_size 32: crop_scale must be two increasing numbers in (0, 1], got [0.5, 1.5].",
+        ),
         *(
             ({name: value}, f"views of image_size 32: {name} must be in [0, 1], got {value}.")
             for name in ("gray_prob", "blur_prob")
@@ -348,6 +356,9 @@ def test_settings_at_the_edge(values: dict[str, Any], settings: dict[str, Any], 
         ({"batch_size": -4}, "batch_size must be at least 2, got -4."),
         ({"max_epochs": 0}, "max_epochs must be at least 1, got 0."),
         ({"cache_size": 0}, "cache_size must be at least 1, got 0."),
+        ({"cache_size": 24}, "cache_size must be at least image_size, 32, from which views are cut out, got 24"),
+        ({"cache_size": 36}, "cache_size must be a multiple of 8 for 4 levels of features (for example 32 or 40), got"),
+        ({"cache_size": 40, "pooling": "flatten"}, "pooling flatten takes images of one size: cache_size must be"),
         ({"seed": -1}, "seed must be at least 0, got -1."),
         ({"seed": 2**32}, "seed must be below 4294967296, got 4294967296."),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0."),
@@ -457,7 +468,7 @@ def test_run_goes_on(settings: dict[str, Any], datalist: Datalist, earlier: Path
     ("values", "message"),
     [
         ({"features": [4, 8]}, "other settings: features [4, 4, 4, 8] then, [4, 8] now."),
-        ({"crop_scale": 0.3}, "other settings: crop_scale 0.08 then, 0.3 now."),
+        ({"crop_scale": [0.3, 1.0]}, "other settings: crop_scale [0.08, 1.0] then, [0.3, 1.0] now."),
         ({"masking_fill": "mean"}, "other settings: masking_fill 'random' then, 'mean' now."),
         ({"pooling": "average"}, "other settings: pooling 'attention' then, 'average' now."),
         ({"batch_size": 8}, "other settings: batch_size 16 then, 8 now, learning_rate 0.3 then, 0.2121"),

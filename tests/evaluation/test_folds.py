@@ -19,7 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conrec_monai.evaluation import FoldPlan, complete_groups, make_folds, official_folds, plan_folds, subsample
+from conrec_monai.evaluation import (
+    FoldPlan,
+    complete_groups,
+    make_folds,
+    official_folds,
+    plan_folds,
+    split_parts,
+    subsample,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -193,3 +201,127 @@ def test_shares_of_the_labels_are_stratified_and_nested() -> None:
     for fraction, repeats in ((0.0, 1), (1.5, 1), (0.5, 0)):
         with pytest.raises(ValueError, match="fraction must be in"):
             subsample(labels, folds, fraction, repeats, 0)
+
+
+# --- split_parts ------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_an_official_split_with_validation() -> None:
+    labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    for val, train in (("val", "train"), ("validation", "training")):
+        splits = [train, train, val, "test", "test", "extra", None, train]
+        parts = split_parts(labels, None, splits)
+        assert parts.tolist() == ["train", "train", "validation", "test", "test", "", "", "train"]
+    # Whose patient is tested on, or chooses among the epochs, is not trained on.
+    grouped = split_parts(labels, np.array([0, 1, 1, 0, 2, 3, 4, 5]), splits)
+    assert grouped.tolist() == ["", "", "validation", "test", "test", "", "", "train"]
+
+
+def test_parts_of_an_official_split_without_validation() -> None:
+    labels = np.array([0] * 8 + [1] * 4 + [0, 1, 1])
+    splits = ["train"] * 12 + ["test", "test", "other"]
+    parts = split_parts(labels, None, splits, n_folds=4)
+    assert parts[12:].tolist() == ["test", "test", ""]
+    for part, counts in (("train", [6, 3]), ("validation", [2, 1])):
+        np.testing.assert_array_equal(np.bincount(labels[parts == part]), counts)
+    groups = np.array([*range(11), 77, 77, 78, 79])  # the last training image is of a patient who is tested on
+    parts = split_parts(labels, groups, splits, n_folds=3)
+    assert parts[11:].tolist() == ["", "test", "test", ""] and set(parts[:11]) == {"train", "validation"}
+
+
+def test_declared_validation_without_test_part() -> None:
+    labels = np.arange(30) % 2
+    splits = ["train"] * 24 + ["val"] * 6
+    parts = split_parts(labels, None, splits, n_folds=3)
+    folds = make_folds(labels, None, 3)
+    np.testing.assert_array_equal(np.flatnonzero(parts == "test"), folds[0][1])
+    left = parts != "test"
+    assert set(parts[:24][left[:24]]) == {"train"} and set(parts[24:][left[24:]]) <= {"validation"}
+    # "val" alone declares nothing: what else there is would have no name
+    others = split_parts(labels, None, [None] * 24 + ["val"] * 6, fold=None, n_folds=3)
+    np.testing.assert_array_equal(others, split_parts(labels, None, None, fold=None, n_folds=3))
+
+
+def test_no_test_part_at_all() -> None:
+    labels = np.arange(20) % 2
+    for splits in (None, ["train"] * 10 + ["test"] * 10):
+        parts = split_parts(labels, None, splits, fold=None)
+        assert set(parts) == {"train", "validation"} and (parts == "validation").sum() == 4
+    parts = split_parts(labels, None, ["train"] * 8 + ["val"] * 4 + ["test"] * 8, fold=None)
+    assert parts.tolist() == ["train"] * 8 + ["validation"] * 4 + ["train"] * 8
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    labels=st.lists(st.integers(0, 2), min_size=20, max_size=60),
+    seed=st.integers(0, 5),
+    fold=st.sampled_from([None, 0, 1, 2]),
+    grouped=st.booleans(),
+)
+def test_groups_are_in_one_part(labels: list[int], seed: int, fold: int | None, grouped: bool) -> None:
+    y = np.array([0] * 10 + [1] + labels)
+    groups = np.arange(len(y)) // 2 if grouped else None
+    parts = split_parts(y, groups, None, fold, 3, seed)
+    assert set(parts) == {"train", "validation"} | (set() if fold is None else {"test"})
+    if fold is not None:  # the test part is that of the cross-validation
+        np.testing.assert_array_equal(np.flatnonzero(parts == "test"), make_folds(y, groups, 3, 1, seed)[fold][1])
+    if groups is not None:
+        assert all(len(set(parts[groups == group])) == 1 for group in groups)
+    np.testing.assert_array_equal(parts, split_parts(y, groups, [None] * len(y), fold, 3, seed))
+
+
+def _crossing(parts: np.ndarray, groups: np.ndarray) -> bool:
+    """Whether a group is in two parts; images of no part do not count."""
+    return any(len(set(parts[(groups == group) & (parts != "")])) > 1 for group in groups)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), fold=st.sampled_from([None, 0]))
+def test_groups_are_in_one_part_of_an_official_split(seed: int, fold: int | None) -> None:
+    generator = np.random.RandomState(seed)
+    labels, groups = np.arange(60) % 2, generator.randint(50, size=60)
+    splits = generator.choice(["train", "train", "test", "other"], 60).tolist()
+    assert not _crossing(split_parts(labels, groups, splits, fold, 3, seed), groups)
+
+
+@pytest.mark.xfail(strict=True, reason="images of an official validation split stay there, whoever is tested on")
+def test_nobody_is_in_both_validation_and_test_part() -> None:
+    groups = np.array([0, 1, 2, 3, 3, 4])
+    parts = split_parts(np.arange(6) % 2, groups, ["train", "train", "val", "val", "test", "test"])
+    assert parts.tolist() == ["train", "train", "validation", "", "test", "test"]
+
+
+def test_folds_and_seeds_of_the_parts() -> None:
+    labels = np.arange(40) % 2
+    parts = {(fold, seed): split_parts(labels, None, None, fold, 4, seed) for fold in range(4) for seed in (0, 1)}
+    for seed in (0, 1):  # every image is tested on once
+        tested = np.concatenate([np.flatnonzero(parts[fold, seed] == "test") for fold in range(4)])
+        assert sorted(tested) == list(range(40))
+    np.testing.assert_array_equal(parts[2, 1], split_parts(labels, None, None, 2, 4, 1))
+    assert (parts[0, 0] != parts[0, 1]).any() and (parts[0, 0] != parts[1, 0]).any()
+
+
+@pytest.mark.parametrize(
+    ("splits", "groups", "kwargs", "message"),
+    [
+        (None, None, {"fold": 5}, "fold must be one of 0 to 4, got 5"),
+        (None, None, {"fold": -1}, "fold must be one of 0 to 4, got -1"),
+        (["train"] * 10 + ["test"] * 10, None, {"fold": 1}, "fold is 1, but the data set has an official split"),
+        (None, None, {"n_folds": 11}, "no class has 11 images"),
+        (None, None, {"n_folds": 1}, "n_folds >= 2"),
+        (None, [0, 1] * 10, {}, "5 folds need at least 5 groups, got 2"),
+        (["train"] * 4 + ["test"] * 16, None, {}, "5 folds need at least 5 labelled images, got 4"),
+        (["train"] * 10 + ["test"] * 10, [0] * 20, {}, "all 10 training images share their group with a test image"),
+        (
+            ["train"] * 10 + ["val"] * 5 + ["test"] * 5,
+            [0] * 15 + [1] * 5,
+            {},
+            "no image is left to train on beside those of the validation split",
+        ),
+    ],
+)
+def test_mistakes_of_parts_are_named(
+    splits: list[str] | None, groups: list[int] | None, kwargs: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_parts(np.arange(20) % 2, None if groups is None else np.array(groups), splits, **kwargs)

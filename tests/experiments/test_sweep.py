@@ -29,7 +29,8 @@ from conrec_monai.networks.nets import ConRecEncoder
 from conrec_monai.networks.utils import read_checkpoint, save_checkpoint
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-SETTINGS = {"recipe": "fundus", "image_size": 32, "features": [4, 8], "batch_size": 8, "field_of_view": None}
+SETTINGS = {"recipe": "fundus", "image_size": 32, "cache_size": 32, "features": [4, 8], "batch_size": 8}
+SETTINGS |= {"field_of_view": None}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -159,7 +160,7 @@ def test_a_whole_sweep(finished: Path) -> None:
     assert table[0][4] == "" and len(table[0]) == 6  # nothing to compare with
     text = (finished / "views.md").read_text()
     assert text.startswith(
-        "# views\n\nA sentence.\n\nCommon settings: `recipe fundus`, `image_size 32`, `features [4,8]`"
+        "# views\n\nA sentence.\n\nCommon settings: `recipe fundus`, `image_size 32`, `cache_size 32`, `features [4,8]`"
     )
     assert "0.01 minutes of training each, seeds 0, 1." in text
 

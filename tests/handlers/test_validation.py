@@ -137,6 +137,43 @@ def test_count_is_part_of_the_state_of_the_training(images: CachedImages, caplog
     assert "the run had stopped early after epoch 4" in caplog.text
 
 
+def test_stops_when_a_score_no_longer_rises(images: CachedImages, caplog: pytest.LogCaptureFixture) -> None:
+    losses = Losses(0.2, 0.5, 0.4, 0.5, 0.9, 0.9)  # an equal one is no improvement
+    trainer = make(images, losses, EarlyStop(2, rising=True), max_epochs=6)
+    with caplog.at_level(logging.INFO, "conrec_monai"):
+        trainer.run()
+    assert losses.epochs == 4
+    assert "stopping early: loss has not risen above 0.5000 for 2 evaluations" in caplog.text
+
+
+def test_goes_on_while_a_score_rises(images: CachedImages) -> None:
+    losses = Losses(-0.2, -0.1, -0.3, 0.0, 0.0, 0.1)
+    make(images, losses, EarlyStop(2, rising=True), max_epochs=6).run()
+    assert losses.epochs == 6
+    losses = Losses(-0.2, -0.1, -0.3, 0.0, 0.0, 0.1)  # the same numbers as losses
+    make(images, losses, EarlyStop(2), max_epochs=6).run()
+    assert losses.epochs == 5
+
+
+def test_count_of_a_rising_score_is_kept(images: CachedImages) -> None:
+    values = (0.2, 0.5, 0.4, 0.3, 0.9, 0.9)
+    trainer = make(images, Losses(*values), EarlyStop(2, rising=True), max_epochs=3)
+    trainer.run()
+    state = trainer.training_state()
+    losses = Losses(*values)
+    trainer = make(images, losses, EarlyStop(2, rising=True), max_epochs=6)
+    trainer.add_event_handler(Events.STARTED, lambda engine: engine.load_training_state(state))
+    trainer.run()
+    assert losses.epochs == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the sign of the best score is lost")
+def test_message_of_a_score_below_zero(images: CachedImages, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "conrec_monai"):
+        make(images, Losses(-0.2, -0.3), EarlyStop(1, rising=True), max_epochs=2).run()
+    assert "loss has not risen above -0.2000 for 1 evaluations" in caplog.text
+
+
 def test_negative_patience() -> None:
     with pytest.raises(ValueError, match="patience must not be negative, got -1"):
         EarlyStop(-1)

@@ -72,7 +72,7 @@ TWINS = [
     (RandMasking, RandMaskingd, {"fill": "mean"}),
 ]
 
-OPTIONS = {"masked_views": 1, "masking_fill": "mean", "crop_scale": 0.3, "rotate": True}
+OPTIONS = {"masked_views": 1, "masking_fill": "mean", "crop_scale": (0.3, 1.0), "rotate": True}
 OPTIONS |= {"jitter": 0.5, "gray_prob": 0.1, "blur_prob": 0.3}
 
 
@@ -423,8 +423,8 @@ def test_gray_images_get_four_maskings_and_always_fifteen_windows():
         (lambda: TwoViews(32, 3), r"^masked_views must be 0, 1 or 2, got 3\.$"),
         (lambda: TwoViews(32, gray_prob=2), "^gray_prob must be in \\[0, 1\\], got 2\\.$"),
         (lambda: TwoViews(32, blur_prob=-1), "^blur_prob must be in \\[0, 1\\], got -1\\.$"),
-        (lambda: TwoViews(32, crop_scale=0), "^crop_scale must be in \\(0, 1\\], got 0\\.$"),
-        (lambda: TwoViews(32, crop_scale=1.1), "^crop_scale must be in \\(0, 1\\], got 1.1\\.$"),
+        (lambda: TwoViews(32, crop_scale=(0, 1)), "^crop_scale must be two increasing numbers in \\(0, 1\\], got "),
+        (lambda: TwoViews(32, crop_scale=(0.5, 0.1)), "^crop_scale must be two increasing numbers in \\(0, 1\\], got "),
         (lambda: TwoViews(32, masking_fill="blue"), "^masking_fill must be one of random, mean, got 'blue'\\.$"),
         (lambda: TwoViews(32, jitter=-1), "^jitter must not be negative, got -1\\.$"),
     ],
