@@ -454,17 +454,18 @@ def _load(checkpoint: Any, densenet: Any) -> list[dict[str, Any]]:
             raise ValueError(f"checkpoint must be a path, or paths by name, got {name!r}: {path!r}.")
         content = read_checkpoint(path)
         pretraining = content.get("pretraining") or {}
+        graded = content.get("grading") or {}  # of a fine-tuning, whose labels count for more
         loaded.append(
             {
                 "name": name,
                 "kind": "checkpoint",
                 "encoder": load_encoder(path),
                 "preprocessing": content["preprocessing"],
-                "images": pretraining.get("image_hashes"),
+                "images": graded.get("image_hashes", pretraining.get("image_hashes")),
                 "about": {
                     "checkpoint": str(path),
                     "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-                    "trained_with_labels": content["kind"] == "EncoderClassifier",
+                    "trained_with_labels": content["kind"] in ("EncoderClassifier", "GradingNet"),
                     "pretraining": _without_images(pretraining) or None,
                 },
             }

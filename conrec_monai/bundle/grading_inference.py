@@ -83,8 +83,8 @@ def load_grader(
     seen = None
     if state_dict is None:
         content = read_checkpoint(checkpoint)
-        grading = content.get("grading")
-        if content["kind"] != "GradingNet" or not isinstance(grading, Mapping):
+        grading = content.get("grading") or {}
+        if content["kind"] != "GradingNet" or grading.get("validation") is None:
             raise ValueError(
                 f"{checkpoint} holds a {content['kind']}"
                 f"{'' if content['kind'] != 'GradingNet' else ' without calibration'}, expected the model.pt of a"

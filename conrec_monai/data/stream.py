@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -38,17 +39,17 @@ def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     """The image files of a folder or a list; none is opened but those without a suffix.
 
     Args:
-        source: a folder (with all folders in it: files whose names end as those of images, and files without a suffix
-            that are DICOM files; hidden ones are passed over), an image file, a list of paths, or a file that holds
-            one: .txt (a path per line) or .csv (with the column "image"). Relative paths of such a file start at its
-            folder.
+        source: a folder (with all folders in it, but for links to others: files whose names end as those of images, and
+            files without a suffix that are DICOM files; hidden ones are passed over), an image file, a list of paths,
+            or a file that holds one: .txt (a path per line) or .csv (with the column "image"). Relative paths of such a
+            file start at its folder.
 
     Returns:
         Name and path of each file: relative to the folder, sorted; of a list as it is written there, in its order.
 
     Raises:
         FileNotFoundError: when a folder or list is not there.
-        ValueError: when it holds nothing.
+        ValueError: when it holds nothing, or a folder cannot be read.
     """
     if not isinstance(source, str | os.PathLike):
         listed = [os.fspath(path) for path in source]
@@ -71,9 +72,9 @@ def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     except UnicodeDecodeError:
         raise ValueError(f"{shown(path)} is not UTF-8 text.") from None
     if suffix == ".txt":
-        names = [line.strip() for line in text.splitlines()]
+        names = [line.strip() for line in text.split("\n")]
     else:
-        table = csv.DictReader(text.splitlines())
+        table = csv.DictReader(io.StringIO(text, newline=""))
         column = next((name for name in table.fieldnames or () if name.strip().lower() == "image"), None)
         if column is None:
             raise ValueError(f"{shown(path)} has no column image, only {', '.join(table.fieldnames or ())}.")
@@ -85,12 +86,16 @@ def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         for name in files:
             file = Path(root, name)
             if not name.startswith(".") and (is_image_name(name) or ("." not in name and _is_dicom(file))):
                 yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"folder {shown(error.filename)} cannot be read: {error.strerror or error}.")
 
 
 def _is_dicom(path: Path) -> bool:
@@ -107,8 +112,9 @@ class ImageStream(IterableDataset):
     A file that cannot be read, or a frame of it, is an entry with the reason; the others are done. Iterating gives
     whole batches, for ``DataLoader(stream, batch_size=None)`` without workers: dictionaries of "image" (uint8
     B x channels x size x size; black where there is none), "id" (texts: the name, and "#<frame>" where a file has
-    several) and the lists "name", "frame" (int, or None where a file has one), "status" ("ok" or "error"), "reason"
-    and "warnings" (lists of texts; see :func:`conrec_monai.transforms.quality_warnings`).
+    several) and the lists "file" (its number, from 0), "name", "frame" (int, or None where a file has one), "status"
+    ("ok" or "error"), "reason" and "warnings" (lists of texts; see
+    :func:`conrec_monai.transforms.quality_warnings`).
 
     Args:
         files: names and paths; see :func:`image_files`.
@@ -154,9 +160,9 @@ class ImageStream(IterableDataset):
         pool = ThreadPoolExecutor(self.num_workers)
         waiting: deque[Future[dict[str, Any]]] = deque()
         try:
-            for name, path in self.files:
+            for number, (name, path) in enumerate(self.files):
                 for frame in self._frames(path):
-                    waiting.append(pool.submit(self._entry, name, path, frame))
+                    waiting.append(pool.submit(self._entry, number, name, path, frame))
                     if len(waiting) > AHEAD * self.num_workers:
                         yield waiting.popleft().result()
             while waiting:
@@ -172,17 +178,26 @@ class ImageStream(IterableDataset):
             return [None]
         return [None] if count == 1 or count > MAX_FRAMES else range(count)
 
-    def _entry(self, name: str, path: str | os.PathLike, frame: int | None) -> dict[str, Any]:
+    def _entry(self, number: int, name: str, path: str | os.PathLike, frame: int | None) -> dict[str, Any]:
         size = self.fitting.size
-        entry: dict[str, Any] = {"name": name, "frame": frame, "status": "ok", "reason": "", "warnings": []}
+        entry: dict[str, Any] = {
+            "file": number,
+            "name": name,
+            "frame": frame,
+            "status": "ok",
+            "reason": "",
+            "warnings": [],
+        }
         entry["id"] = name if frame is None else f"{name}#{frame}"
         try:
             array = read_image(path, self.channels, frame=frame, min_side=size)
             entry["image"] = self.fitting.fit(array).image
             entry["warnings"] = quality_warnings(array, size)
+            if any(text.startswith("small") for text in entry["warnings"]):  # perhaps by the reader alone
+                entry["warnings"] = quality_warnings(read_image(path, self.channels, frame=frame), size)
         except (ValueError, OSError, MemoryError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            entry.update(status="error", reason=reason.replace(shown(path), name))
+            entry.update(status="error", reason=reason.replace(shown(path), shown(name)))
             entry["image"] = torch.zeros(self.channels, size, size, dtype=torch.uint8)
         return entry
 

@@ -46,7 +46,12 @@ def calibrate(network: GradingNet, outputs: Tensor, labels: np.ndarray) -> float
     """
     labels = np.asarray(labels)
     if not len(labels) or len(outputs) != len(labels):
-        raise ValueError(f"a calibration needs outputs for at least one labelled image, got {len(outputs)}.")
+        raise ValueError(
+            f"a calibration needs outputs and labels of the same images, one at least, got {len(outputs)} and"
+            f" {len(labels)}."
+        )
+    if labels.min() < 0 or labels.max() >= network.num_classes:
+        raise ValueError(f"labels must be in 0..{network.num_classes - 1}, found {labels.min()} to {labels.max()}.")
     if not outputs.isfinite().all():
         raise ValueError("the outputs are not finite: the training has diverged.")
     outputs = outputs.detach().float().cpu()
@@ -62,7 +67,8 @@ def calibrate(network: GradingNet, outputs: Tensor, labels: np.ndarray) -> float
     try:
         # several starts: far off, where every probability is 0 or 1, the likelihood is flat
         grid = np.linspace(np.log(LOW), np.log(HIGH), 25)
-        best = int(np.argmin([surprise(x) for x in grid]))
+        found = np.array([surprise(x) for x in grid])
+        best = int(np.flatnonzero(found <= found.min() + 1e-9)[-1])  # of equal ones the least confident
         bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
         scale.fill_(float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x)))
     finally:

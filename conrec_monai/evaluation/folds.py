@@ -250,17 +250,16 @@ def split_parts(
         seed: of the folds.
 
     Returns:
-        [N] texts: "train", "validation", "test", or "" for images that are in no part (of another official split, or of
-        a group that is in the test part).
+        [N] texts: "train", "validation", "test", or "" for images that are in no part: of another official split, or of
+        a group that is in the test part, or in an official validation part and this is the training part.
 
     Raises:
-        ValueError: see :func:`make_folds`; and for a fold that is not there, or a group on both sides of an official
-            split.
+        ValueError: see :func:`make_folds`; and for a fold that is not there, or when no training image is left.
     """
     labels = np.asarray(labels)
     parts = np.full(len(labels), "", dtype="U10")
     rest = np.arange(len(labels))
-    names = np.array(["" if split is None else split for split in splits or [""] * len(labels)])
+    names = np.array(["" if split is None else split for split in ([""] * len(labels) if splits is None else splits)])
     if fold is not None:
         plan = plan_folds(labels, groups, splits, n_folds, 1, seed)
         if plan.kind == "official" and fold:
@@ -270,6 +269,8 @@ def split_parts(
         rest, test = plan.folds[fold]
         parts[test] = "test"
     declared = np.flatnonzero(np.isin(names, ["val", "validation"]) & (parts == ""))
+    if groups is not None:
+        declared = declared[~np.isin(groups[declared], groups[parts == "test"])]
     if len(declared) and ("test" in names or "train" in names or "training" in names):
         train = np.setdiff1d(rest, declared)
         both = set() if groups is None else set(groups[train]) & set(groups[declared])

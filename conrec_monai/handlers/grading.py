@@ -97,7 +97,7 @@ class GradingCheckpoint(RunCheckpoint):
     (:func:`conrec_monai.evaluation.calibrate`), and ``model.pt`` is written: what inference and evaluation take. It has
     an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation", "image_hashes"}``, the metrics of
     the validation part after the calibration, and the sorted hashes of all images that the network has learned from,
-    those of the validation part included.
+    those of the validation part included. ``best.pt`` has it too, with None as ``validation``: it is not calibrated.
 
     Args:
         output_dir, network, preprocessing, settings, lr_scheduler, resume, data, max_minutes: see
@@ -158,7 +158,7 @@ class GradingCheckpoint(RunCheckpoint):
             return
         self.best.score, self.best.epoch = score, engine.state.epoch
         if not rank():
-            save_checkpoint(self.output_dir / BEST, self.grader, self.preprocessing)
+            self._write(BEST, None)
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signals()
@@ -182,9 +182,15 @@ class GradingCheckpoint(RunCheckpoint):
         said = graded(np.arange(len(truth)), probabilities, self.grader.task)
         names = ("qwk", "accuracy", "ece", "brier")
         scores = {name: METRICS[name](truth, said.predicted, said.probabilities) for name in names}
-        path = self.output_dir / MODEL
+        self._write(MODEL, scores)
+        self.logger.info(
+            f"{self.output_dir / MODEL} written: epoch {self.best.epoch} of {engine.state.epoch}, scale {scale:.3f},"
+            " validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
+
+    def _write(self, name: str, scores: Mapping[str, float] | None) -> None:
         save_checkpoint(
-            path,
+            self.output_dir / name,
             self.grader,
             self.preprocessing,
             grading={
@@ -195,8 +201,4 @@ class GradingCheckpoint(RunCheckpoint):
                 "validation": scores,
                 "image_hashes": None if self.hashes is None else torch.unique(self.hashes()),
             },
-        )
-        self.logger.info(
-            f"{path} written: epoch {self.best.epoch} of {engine.state.epoch}, scale {scale:.3f}, validation "
-            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )

@@ -69,6 +69,7 @@ class PredictionWriter:
         self.output_dir, self.task, self.classes = Path(output_dir), task, list(classes)
         self.has_referable = ordinal and len(classes) > REFERABLE_GRADE
         self.model, self.total = dict(model or {}), total
+        json.dumps(self.model, allow_nan=False)  # a mistake is known before the work
         self.columns = ["image", "frame", "status", "reason", "grade", *(f"p_{i}" for i in range(len(classes)))]
         self.columns += ["referable", "confidence", "warnings"]
         self.logger = logging.getLogger("conrec_monai")
@@ -86,7 +87,6 @@ class PredictionWriter:
         self._file = self._path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
         self._rows.writerow(self.columns)
-        self._names: str | None = None
         self._files = self._done = self._errors = 0
         self._began = self._said = time.monotonic()
         self._bar = progress_bar(total=self.total, unit=" files", dynamic_ncols=True)
@@ -108,8 +108,7 @@ class PredictionWriter:
             frame = "" if batch["frame"][i] is None else batch["frame"][i]
             row = [name, frame, batch["status"][i], batch["reason"][i], *values, "; ".join(batch["warnings"][i])]
             self._rows.writerow(row)
-            self._files += name != self._names
-            self._names = name
+        self._files = batch["file"][-1] + 1
         self._file.flush()
         self._done += len(ok)
         self._errors += int((~ok).sum())

@@ -80,8 +80,9 @@ class EarlyStop:
         if self.metric not in engine.state.metrics:  # an epoch that does not validate
             return
         self.stopping(engine)
+        sign = 1 if self.rising else -1
         if self.stopping.counter >= self.patience:
-            best, moved = abs(self.stopping.best_score or 0), "risen above" if self.rising else "fallen below"
+            best, moved = sign * (self.stopping.best_score or 0), "risen above" if self.rising else "fallen below"
             self.logger.info(
                 f"stopping early: {self.metric} has not {moved} {best:.4f} for {self.patience} evaluations"
             )

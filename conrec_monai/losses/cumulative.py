@@ -91,5 +91,5 @@ def checked_weight(weight: Tensor | None) -> Tensor | None:
 
 def weighted_mean(losses: Tensor, weight: Tensor, grades: Tensor) -> Tensor:
     """Mean of the losses B of images, each with the weight of its grade."""
-    weights = weight[grades.clamp(max=len(weight) - 1)]
+    weights = weight[grades.long().clamp(max=len(weight) - 1)]
     return (losses * weights).sum() / weights.sum()

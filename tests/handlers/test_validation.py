@@ -167,7 +167,6 @@ def test_count_of_a_rising_score_is_kept(images: CachedImages) -> None:
     assert losses.epochs == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the sign of the best score is lost")
 def test_message_of_a_score_below_zero(images: CachedImages, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "conrec_monai"):
         make(images, Losses(-0.2, -0.3), EarlyStop(1, rising=True), max_epochs=2).run()
