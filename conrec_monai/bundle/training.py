@@ -289,9 +289,9 @@ def training_settings(device: torch.device | str = "cpu", **settings: Any) -> di
     Raises:
         ValueError: when a value has the wrong type, or the network is to be compiled and cannot be.
     """
-    whole = ("in_channels", *(name for name, _ in LIMITS))
+    whole = ("in_channels", "skip_levels", *(name for name, _ in LIMITS))
     for name in whole:
-        if name == "cache_size" and settings[name] is None:
+        if name in ("cache_size", "skip_levels") and settings[name] is None:
             continue
         if not isinstance(settings[name], int) or isinstance(settings[name], bool):
             raise ValueError(f"{name} must be a whole number, got {settings[name]!r}.")
@@ -400,7 +400,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     except ValueError as error:
         raise ValueError(f"views of image_size {size}: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
-        architecture = {name: settings[name] for name in ("in_channels", "features", "pooling", "decoder", "upsample")}
+        names = ("in_channels", "features", "pooling", "decoder", "upsample", "skip_levels")
+        architecture = {name: settings[name] for name in names}
         ConRecUNet(image_size=size, **architecture)
     for part, what in ((data.training, "data set"), (data.validation, "validation section")):
         if part is not None and settings["batch_size"] > len(part):
