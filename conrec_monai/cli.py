@@ -443,6 +443,27 @@ def _run_import_keras(options: argparse.Namespace) -> None:
     print(f"written: {options.target}")
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint: model.pt of a fine-tuning, or encoder.pt")
+    parser.add_argument(
+        "target", metavar="TARGET", help="file to write (.onnx, or .ts for TorchScript); must not exist"
+    )
+
+
+def _run_export(options: argparse.Namespace) -> None:
+    from conrec_monai.networks.export import export_network
+
+    description = export_network(options.source, options.target)
+    for key in ("input", "output"):
+        print(f"{key}: " + ", ".join(f"{name} {value}" for name, value in description[key].items()))
+    if description["classes"]:
+        print("classes: " + ", ".join(description["classes"]))
+    print(f"written: {options.target}, which gives what PyTorch does, within 1e-4")
+
+
 COMMANDS = (
     Command(
         "prepare",
@@ -522,5 +543,15 @@ COMMANDS = (
         "example:\n  conrec-monai import-keras model.hdf5 model.pt",
         _add_import_keras,
         _run_import_keras,
+    ),
+    Command(
+        "export",
+        "write a network as ONNX or TorchScript, for programs without this library",
+        "Writes the grading network of a fine-tuning, or an encoder, as one file with all weights and a description\n"
+        "(JSON) of its input, its output and its classes. The result is compared with PyTorch's before it is written.\n"
+        'ONNX needs onnx, onnxscript and onnxruntime: pip install "conrec-monai[export]".',
+        "examples:\n  conrec-monai export run/model.pt model.onnx\n  conrec-monai export run/encoder.pt encoder.ts",
+        _add_export,
+        _run_export,
     ),
 )

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from conrec_monai import __version__, bundle, cli, load_encoder, load_model
 from conrec_monai.cli import main
 from conrec_monai.data.prepare import DATA_SETS
+from conrec_monai.networks.nets import ConRecEncoder
+from conrec_monai.networks.utils import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,6 +105,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "a"], "required: --output"),
         (["report", "a", "--output", "b", "--pictures", "some"], "invalid choice: 'some'"),
         (["import-keras", "a"], "required: TARGET"),
+        (["export", "a"], "required: TARGET"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,3 +379,21 @@ def test_import_keras_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
         assert main(["import-keras", str(tmp_path / name), str(tmp_path / "y.pt")]) == 1
         err = capsys.readouterr().err
         assert err.startswith("Error: ") and name in err and err.count("\n") == 1
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    source, target = tmp_path / "encoder.pt", tmp_path / "encoder.ts"
+    save_checkpoint(source, ConRecEncoder(features=(4, 8)), {"image_size": 16})
+    assert main(["export", str(source), str(target)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("input: name image, layout BCHW, channels RGB") and "image_size 16" in lines[0]
+    assert lines[1] == "output: name output, meaning representation, size 8"
+    assert lines[2] == f"written: {target}, which gives what PyTorch does, within 1e-4"
+    for arguments, message in (
+        ([str(source), str(target)], f"{target} exists; it is not overwritten."),
+        ([str(source), "encoder.h5"], "the target must end in .ts (TorchScript) or .onnx, got encoder.h5."),
+        ([str(tmp_path / "none.pt"), "a.ts"], f"no checkpoint at {tmp_path / 'none.pt'}: no such file."),
+    ):
+        assert main(["export", *arguments]) == 1
+        assert capsys.readouterr().err == f"Error: {message}\n"

@@ -400,8 +400,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
     except ValueError as error:
         raise ValueError(f"views of image_size {size}: {error}") from None
     with torch.device("meta"):  # checks the arguments, computes nothing
-        names = ("in_channels", "features", "pooling", "decoder", "upsample", "skip_levels")
-        architecture = {name: settings[name] for name in names}
+        keys = ("in_channels", "features", "pooling", "decoder", "upsample", "skip_levels")
+        architecture = {key: settings[key] for key in keys}
         ConRecUNet(image_size=size, **architecture)
     for part, what in ((data.training, "data set"), (data.validation, "validation section")):
         if part is not None and settings["batch_size"] > len(part):

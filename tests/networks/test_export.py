@@ -1,0 +1,112 @@
+# Copyright (c) The ConRec for MONAI contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conrec_monai import load_encoder, load_model
+from conrec_monai.networks import export
+from conrec_monai.networks.export import DESCRIPTION, export_network
+from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, EncoderClassifier, GradingNet
+from conrec_monai.networks.utils import save_checkpoint
+
+PREPROCESSING = {"image_size": 16, "resize": "pad", "field_of_view": None}
+
+
+@pytest.fixture(params=["grading", "regression", "classifier", "unet"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(4)
+    encoder = ConRecEncoder(1, (4, 8))
+    network: Any = {
+        "grading": lambda: GradingNet(encoder, 3),
+        "regression": lambda: GradingNet(encoder, 3, "regression"),
+        "classifier": lambda: EncoderClassifier(encoder, 4),
+        "unet": lambda: ConRecUNet(1, (4, 8)),
+    }[request.param]()
+    more = {"grading": {"classes": ["a", "b", "c"]}} if isinstance(network, GradingNet) else {}
+    save_checkpoint(tmp_path / "model.pt", network, PREPROCESSING, **more)
+    return tmp_path / "model.pt"
+
+
+def expected(checkpoint: Path, images: torch.Tensor) -> torch.Tensor:
+    network: Any = load_model(checkpoint)
+    with torch.inference_mode():
+        result: torch.Tensor = (load_encoder(checkpoint) if isinstance(network, ConRecUNet) else network)(images)
+    return result
+
+
+def test_torchscript(checkpoint: Path) -> None:
+    target = checkpoint.with_suffix(".ts")
+    description = export_network(checkpoint, target)
+    extra = {DESCRIPTION: ""}
+    loaded = torch.jit.load(target, _extra_files=extra)
+    assert json.loads(extra[DESCRIPTION]) == description
+    for shape in ((1, 1, 16, 16), (5, 1, 16, 24)):
+        images = torch.rand(shape)
+        torch.testing.assert_close(loaded(images), expected(checkpoint, images), rtol=0, atol=1e-6)
+
+
+def test_onnx(checkpoint: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    target = checkpoint.with_suffix(".onnx")
+    description = export_network(checkpoint, target)
+    assert [path.name for path in target.parent.iterdir() if "onnx" in path.name] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map[DESCRIPTION]) == description
+    for batch in (1, 4):
+        images = torch.rand(batch, 1, 16, 16)
+        (found,) = session.run(["output"], {"image": images.numpy()})
+        np.testing.assert_allclose(found, expected(checkpoint, images).numpy(), rtol=0, atol=1e-5)
+
+
+def test_description(tmp_path: Path) -> None:
+    grading = {"classes": ["a", "b", "c"]}
+    save_checkpoint(tmp_path / "m.pt", GradingNet(ConRecEncoder(3, (4, 8)), 3), PREPROCESSING, grading=grading)
+    description = export_network(tmp_path / "m.pt", tmp_path / "m.ts")
+    assert description["input"] | {"made_by": ""} == {
+        "name": "image",
+        "layout": "BCHW",
+        "channels": "RGB",
+        "value_range": [0, 1],
+        "levels": 256,
+        **PREPROCESSING,
+        "made_by": "",
+    }
+    assert description["output"] == {"name": "output", "meaning": "calibrated probabilities of the classes", "size": 3}
+    assert description["classes"] == ["a", "b", "c"]
+
+
+def test_result_that_differs_is_not_written(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_torchscript", lambda network, *_: (b"", lambda images: network(images) + 2e-4))
+    with pytest.raises(ValueError, match=r"^the result differs from PyTorch's by 0\.0002; nothing is written\.$"):
+        export_network(checkpoint, checkpoint.with_suffix(".ts"))
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["model.pt"]
+
+
+def test_mistakes(checkpoint: Path) -> None:
+    for target, message in (
+        ("model.pth", "must end in .ts"),
+        ("model.pt", "must end in .ts"),
+        ("none/model.ts", "cannot be written: there is no folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_network(checkpoint, checkpoint.with_name(target))
+    checkpoint.with_suffix(".ts").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.ts exists; it is not overwritten\.$"):
+        export_network(checkpoint, checkpoint.with_suffix(".ts"))
