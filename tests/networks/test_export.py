@@ -106,7 +106,7 @@ def test_mistakes(checkpoint: Path) -> None:
         ("none/model.ts", "cannot be written: there is no folder"),
     ):
         with pytest.raises(ValueError, match=message):
-            export_network(checkpoint, checkpoint.with_name(target))
+            export_network(checkpoint, checkpoint.parent / target)
     checkpoint.with_suffix(".ts").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model\.ts exists; it is not overwritten\.$"):
         export_network(checkpoint, checkpoint.with_suffix(".ts"))
