@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = ("step", "options", "views", "nt_xent", "lars", "embedding", "data", "growth")
+NAMES = ("step", "options", "views", "nt_xent", "lars", "embedding", "grading", "data", "growth")
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -177,6 +177,20 @@ def embedding_table(results: Mapping[str, Any]) -> str:
     return table(("", "images/s", "share of the total"), rows) + found
 
 
+def grading_table(results: Mapping[str, Any]) -> str:
+    rows = [
+        [name, f"{value:.2f}", f"{results['share'][name]['median']:.0%}"]
+        for name, value in results["milliseconds_per_image"].items()
+    ]
+    rate, peak = results["images_per_second"], results["peak_mebibytes"]
+    found = (
+        f"\n{results['files']} JPEG files of {results['kilobytes_per_file']:.0f} kB on average. End to end:"
+        f" {rate['median']:.1f} images/s ({rate['low']:.1f}-{rate['high']:.1f}). Peak memory of the process:"
+        f" {peak['once']:.0f} MiB, with four times as many files {peak['four times as many']:.0f} MiB.\n"
+    )
+    return table(("in one thread", "ms an image", "share"), rows) + found
+
+
 def data_table(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for case in results:
@@ -213,6 +227,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "nt_xent": ("NT-Xent loss", nt_xent_table),
     "lars": ("LARS step", lars_table),
     "embedding": ("Embedding and linear probe", embedding_table),
+    "grading": ("Grading of files", grading_table),
     "data": ("Data", data_table),
     "growth": ("Growth", growth_table),
 }

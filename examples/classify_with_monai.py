@@ -25,7 +25,7 @@ from monai.utils import set_determinism
 
 from conrec_monai import load_encoder, load_preprocessing
 from conrec_monai.data import load_datalist
-from conrec_monai.evaluation import split_parts
+from conrec_monai.evaluation import complete_groups, split_parts
 from conrec_monai.networks.nets import EncoderClassifier
 
 
@@ -34,7 +34,8 @@ def main(checkpoint: str, dataset: str, epochs: int = 5) -> float:
     set_determinism(0)
     items = load_datalist(dataset)  # {"image": path, "label": int, ...}: whatever MONAI's Dataset takes
     labels = [item["label"] for item in items]
-    parts = split_parts(labels, fold=None)
+    groups = complete_groups([item["group"] for item in items])  # patients stay on one side
+    parts = split_parts(labels, groups, [item["split"] for item in items], fold=None)
     classes = max(labels) + 1
 
     prepare = Lambdad("image", load_preprocessing(checkpoint))  # path -> float32 CHW in [0, 1], as the encoder saw it
@@ -46,7 +47,6 @@ def main(checkpoint: str, dataset: str, epochs: int = 5) -> float:
         loaders[part] = DataLoader(Dataset(chosen, Compose(transforms)), batch_size=16, shuffle=part == "train")
 
     network = EncoderClassifier(load_encoder(checkpoint), classes)
-    network.encoder.requires_grad_(True)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=loaders["validation"],

@@ -39,7 +39,10 @@ class GradingOperator:
     def __init__(self, model_path: str | Path) -> None:
         self.network = load_model(model_path)
         self.prepare = load_preprocessing(model_path)
-        self.classes = read_checkpoint(model_path)["grading"]["classes"]
+        grading = read_checkpoint(model_path).get("grading") or {}
+        if not grading.get("validation"):
+            raise ValueError(f"{model_path} is no calibrated model.pt of a fine-tuning.")
+        self.classes = grading["classes"]
 
     def setup(self, spec: Any) -> None:
         spec.input("image")

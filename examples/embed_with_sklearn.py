@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -57,7 +57,9 @@ def main(checkpoint: str, dataset: str) -> float:
     paths, labels = [item["image"] for item in items], [item["label"] for item in items]
     features = Embedding(checkpoint).fit_transform(paths)  # once: the folds do not change it
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=10_000, class_weight="balanced"))
-    scores = cross_val_score(classifier, features, labels, cv=5, scoring="balanced_accuracy")
+    groups = [item["group"] or item["id"] for item in items]  # patients stay on one side
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    scores = cross_val_score(classifier, features, labels, groups=groups, cv=folds, scoring="balanced_accuracy")
     print(f"balanced accuracy, 5 folds: {scores.mean():.3f} (+- {scores.std():.3f})")
     return float(scores.mean())
 

@@ -44,6 +44,7 @@ __all__ = [
     "Parts",
     "check_grading",
     "class_weights",
+    "grade_names",
     "grading_data",
     "grading_loss",
     "grading_settings",
@@ -66,20 +67,26 @@ class GradingStart(NamedTuple):
         encoder: whose weights are trained on.
         preprocessing: ``image_size``, ``resize`` and ``field_of_view`` of the images that it takes.
         source: where its weights come from, in words.
+        pretraining: entry of that name of its checkpoint; None without one.
+        labeled: sorted hashes of the images whose labels its weights come from already; None where that is not known.
     """
 
     encoder: nn.Module
     preprocessing: dict[str, Any]
     source: str
+    pretraining: dict[str, Any] | None = None
+    labeled: Tensor | None = torch.empty(0, dtype=torch.int64)
 
 
 class Parts(NamedTuple):
-    """Positions of the images of each part, and the weight of each grade in the loss (None for equal ones)."""
+    """Positions of the images of each part; the weight of each grade in the loss (None for equal ones); and id, label
+    and part of each image of training and validation part, by which a run that goes on is compared."""
 
     train: list[int]
     validation: list[int]
     test: list[int]
     weights: Tensor | None
+    identity: list[dict[str, str]]
 
 
 def grading_data(
@@ -147,18 +154,23 @@ def load_start(
         raise ValueError(f"densenet_weights is for encoder densenet121 alone, the encoder is {encoder}.")
     preprocessing = dict(DEFAULTS)
     network: Any
+    pretraining, labeled = None, GradingStart._field_defaults["labeled"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if encoder == DENSENET:
             network = DenseNetEncoder(in_channels, densenet_weights)
             source = f"DenseNet121, {'random' if densenet_weights is None else densenet_weights} weights"
         elif encoder != RANDOM:
-            network, found = load_encoder(encoder), read_checkpoint(encoder)["preprocessing"]
-            preprocessing = {name: found[name] for name in DEFAULTS}
+            network, content = load_encoder(encoder), read_checkpoint(encoder)
+            preprocessing = {name: content["preprocessing"][name] for name in DEFAULTS}
+            pretraining = content.get("pretraining")
+            if content["kind"] in ("EncoderClassifier", "GradingNet"):
+                run = content.get("grading") or pretraining or {}  # a checkpoint.pt calls its own run so
+                labeled = run.get("image_hashes")
             source = f"{type(network).__name__} of {encoder}"
         else:
-            if pooling == "flatten":
-                raise ValueError("pooling must be attention or average for an encoder with random weights.")
+            if pooling not in ("attention", "average"):
+                raise ValueError(f"pooling must be attention or average for random weights, got {pooling!r}.")
             if not isinstance(features, list | tuple) or not all(type(f) is int for f in features):
                 raise ValueError(f"features must be a list of whole numbers, one per level, got {features!r}.")
             network = ConRecEncoder(in_channels, tuple(features), pooling)
@@ -174,7 +186,7 @@ def load_start(
         raise ValueError(
             f"field_of_view must be auto, normalize, local_contrast or null, got {preprocessing['field_of_view']!r}."
         )
-    return GradingStart(network, preprocessing, source)
+    return GradingStart(network, preprocessing, source, pretraining, labeled)
 
 
 WHOLE = (
@@ -203,12 +215,21 @@ def grading_settings(device: torch.device | str = "cpu", **settings: Any) -> dic
             raise ValueError(f"{name} must be a whole number of at least {low}, got {settings[name]!r}.")
     if settings["fold"] is not None and (type(settings["fold"]) is not int or settings["fold"] < 0):
         raise ValueError(f"fold must be a whole number, or null for no test part, got {settings['fold']!r}.")
-    for name in ("learning_rate", "head_learning_rate", "weight_decay", "class_balance", "max_minutes"):
-        value = settings[name]
-        if name == "max_minutes" and value is None:
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number that is not negative, got {value!r}.")
+    for name in ("learning_rate", "head_learning_rate", "weight_decay", "class_balance"):
+        value, high = settings[name], 1 if name == "class_balance" else math.inf
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= high or value == math.inf:
+            wanted = "a number from 0 to 1" if high == 1 else "a number that is not negative"
+            raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+    minutes = settings["max_minutes"]
+    if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < math.inf) or minutes is True:
+        raise ValueError(f"max_minutes must be a positive number, or null, got {minutes!r}.")
+    if settings["validate_every"] > settings["max_epochs"]:
+        raise ValueError(
+            f"validate_every must be at most max_epochs, {settings['max_epochs']}, or no epoch could be chosen; got"
+            f" {settings['validate_every']}."
+        )
+    if settings["cache_dir"] is not None and not isinstance(settings["cache_dir"], str | os.PathLike):
+        raise ValueError(f"cache_dir must be a path, or null, got {settings['cache_dir']!r}.")
     for name in ("freeze", "resume", "group_duplicates"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
@@ -251,13 +272,17 @@ def check_grading(settings: Mapping[str, Any], data: Datalist, start: GradingSta
         )
     labels = np.array([item["label"] for item in data])
     groups = complete_groups([item["group"] for item in data])
-    split_parts(labels, groups, [item["split"] for item in data], settings["fold"], settings["n_folds"])
+    splits = [item["split"] for item in data]
+    parts = split_parts(labels, groups, splits, settings["fold"], settings["n_folds"], settings["seed"])
+    _check_batch_size(parts, settings)  # duplicates, which are not known yet, change little
     processes = world_size()
     if settings["batch_size"] % processes or settings["batch_size"] < 2 * processes:
         raise ValueError(
             f"batch_size, of all {processes} processes together, must be a multiple of {processes} and at least"
             f" {2 * processes}, got {settings['batch_size']}."
         )
+    if settings["cache_dir"] is not None:
+        check_output_dir(settings["cache_dir"], "cache_dir")
     path = check_output_dir(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         if not settings["resume"]:
@@ -266,7 +291,7 @@ def check_grading(settings: Mapping[str, Any], data: Datalist, start: GradingSta
             )
         check_resume(path, settings)
     written = [name for name in (MODEL, BEST, "encoder.pt", "metrics.csv") if (path.parent / name).exists()]
-    if written and not path.is_file() and not settings["resume"]:
+    if written and not path.is_file():
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     if rank():
         return
@@ -281,7 +306,15 @@ def check_grading(settings: Mapping[str, Any], data: Datalist, start: GradingSta
     )
 
 
-def grading_split(dataset: CachedImages, settings: Mapping[str, Any]) -> Parts:
+def _check_batch_size(parts: np.ndarray, settings: Mapping[str, Any]) -> None:
+    count = int((parts == "train").sum())
+    if count < settings["batch_size"]:
+        raise ValueError(
+            f"batch_size {settings['batch_size']} is larger than the training part, {count} of {len(parts)} images."
+        )
+
+
+def grading_split(dataset: CachedImages, settings: Mapping[str, Any], num_classes: int) -> Parts:
     """Decodes the images, splits them into training, validation and test part, and writes ``split.csv``.
 
     Patients, and with ``group_duplicates`` exact and near duplicates, are on one side. See
@@ -291,9 +324,11 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any]) -> Parts:
         dataset: graded images.
         settings: of :func:`grading_settings`: ``output_dir``, ``fold``, ``n_folds``, ``seed``, ``group_duplicates``,
             ``class_balance``.
+        num_classes: K.
 
     Raises:
-        ValueError: when images cannot be read and none may be left out, or they cannot be split so.
+        ValueError: when images cannot be read and none may be left out, they cannot be split so, or a run that goes on
+            had other images, labels or parts.
     """
     decode(settings["output_dir"], dataset)
     labels = dataset.labels.numpy()
@@ -310,11 +345,11 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any]) -> Parts:
     classes = np.unique(labels[parts == "train"])
     if len(classes) < 2:
         raise ValueError(f"the training part has the grade {classes.tolist()} alone; at least 2 are needed.")
-    if len(positions["train"]) < settings["batch_size"]:
-        raise ValueError(
-            f"batch_size {settings['batch_size']} is larger than the training part, {len(positions['train'])} of"
-            f" {len(labels)} images."
-        )
+    _check_batch_size(parts, settings)
+    identity = [{"id": f"{dataset.ids[i]} {labels[i]} {parts[i]}"} for i in np.flatnonzero(np.isin(parts, PARTS[:2]))]
+    path = Path(settings["output_dir"]) / CHECKPOINT
+    if path.is_file():
+        check_resume(path, settings, identity)
     if not rank():
         with (Path(settings["output_dir"]) / "split.csv").open(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
@@ -328,9 +363,8 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any]) -> Parts:
             + (f", {unused} of no part" if unused else "")
             + (f"; {len(found)} groups of duplicates are kept together" if found else "")
         )
-    count = len(grade_names(dataset.data)) if isinstance(dataset.data, Datalist) else int(labels.max()) + 1
-    weights = class_weights(labels[positions["train"]], count, settings["class_balance"])
-    return Parts(positions["train"], positions["validation"], positions["test"], weights)
+    weights = class_weights(labels[positions["train"]], num_classes, settings["class_balance"])
+    return Parts(positions["train"], positions["validation"], positions["test"], weights, identity)
 
 
 def class_weights(labels: np.ndarray, num_classes: int, balance: float) -> Tensor | None:

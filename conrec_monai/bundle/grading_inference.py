@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conrec_monai.bundle.grading import grading_data
+from conrec_monai.bundle.grading import DUPLICATES_SIZE, grading_data
 from conrec_monai.bundle.inference import plain_state_dict
 from conrec_monai.bundle.training import check_output_dir, checked_device, decode
-from conrec_monai.data import CachedImages, FitImage, image_files
-from conrec_monai.evaluation import Predictions, bootstrap, complete_groups, graded, interval, metric_names, score
+from conrec_monai.data import CachedImages, Datalist, FitImage, image_files
+from conrec_monai.evaluation import (
+    Predictions,
+    bootstrap,
+    complete_groups,
+    duplicate_groups,
+    graded,
+    interval,
+    merge_groups,
+    metric_names,
+    score,
+)
 from conrec_monai.handlers.health import has_attention
 from conrec_monai.networks.nets import GradingNet
 from conrec_monai.networks.utils import build_network, load_model, load_weights, read_checkpoint
@@ -46,6 +55,7 @@ class Grader(NamedTuple):
         ordinal: whether they are ordered.
         about: of its training, plain values; empty for a plain state dictionary.
         seen: sorted hashes of the images that it was trained on with labels; None where that is not known.
+        pretrained: the same of those that its encoder was pretrained on without labels.
     """
 
     network: GradingNet
@@ -54,6 +64,7 @@ class Grader(NamedTuple):
     ordinal: bool
     about: dict[str, Any]
     seen: Tensor | None
+    pretrained: Tensor | None
 
 
 def load_grader(
@@ -61,7 +72,6 @@ def load_grader(
     architecture: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
     classes: Sequence[str],
-    ordinal: bool = True,
 ) -> Grader:
     """A grading network, ready to be used.
 
@@ -70,8 +80,8 @@ def load_grader(
             ``models/model.pt`` of a MONAI bundle.
         architecture: the ``config`` of a :class:`conrec_monai.networks.nets.GradingNet`, for a plain state dictionary.
         preprocessing: ``image_size``, ``resize`` and ``field_of_view``, for a plain state dictionary.
-        classes: name of each grade, for a plain state dictionary.
-        ordinal: whether they are ordered, for a plain state dictionary.
+        classes: name of each grade, for a plain state dictionary; they are taken for ordered ones, unless the task is
+            "categorical".
 
     Raises:
         FileNotFoundError, ValueError: when the file cannot be read or does not fit.
@@ -80,7 +90,7 @@ def load_grader(
         raise ValueError(f"checkpoint must be a path, got {checkpoint!r}.")
     state_dict = plain_state_dict(checkpoint)
     about: dict[str, Any] = {}
-    seen = None
+    seen, pretrained = None, None
     if state_dict is None:
         content = read_checkpoint(checkpoint)
         grading = content.get("grading") or {}
@@ -93,7 +103,7 @@ def load_grader(
         network: Any = load_model(checkpoint)
         preprocessing, classes, ordinal = content["preprocessing"], grading["classes"], grading["ordinal"]
         about = {"epoch": grading["epoch"], "validation": grading["validation"], "settings": grading["settings"]}
-        seen = grading["image_hashes"]
+        seen, pretrained = grading["image_hashes"], (content.get("pretraining") or {}).get("image_hashes")
     else:
         for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
             if not isinstance(value, Mapping):
@@ -101,13 +111,14 @@ def load_grader(
         network = build_network("GradingNet", architecture)
         load_weights(network, state_dict, str(checkpoint))
         network.eval()
+        ordinal = network.task != "categorical"
     if len(classes) != network.num_classes:
         raise ValueError(f"classes must name {network.num_classes} grades, got {list(classes)}.")
     size, divisor = preprocessing.get("image_size"), network.encoder.divisor
     if type(size) is not int or size < 1 or size % divisor:
         raise ValueError(f"preprocessing must hold image_size, a multiple of {divisor}, found {size!r}.")
     fitting = FitImage(size, preprocessing.get("resize", "squash"), preprocessing.get("field_of_view"))
-    return Grader(network, fitting, [str(name) for name in classes], bool(ordinal), about, seen)
+    return Grader(network, fitting, [str(name) for name in classes], bool(ordinal), about, seen, pretrained)
 
 
 def grading_files(dataset_dir: Any) -> list[tuple[str, Path]]:
@@ -156,14 +167,17 @@ def evaluate_grader(
     seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 2,
+    group_duplicates: bool = True,
     device: torch.device | str = "cpu",
     on_error: str = "raise",
     **keys: str | None,
 ) -> dict[str, Any]:
     """Scores a grading network on graded images that it has not learned from; ``metrics.json``, ``predictions.csv``.
 
-    Images that its training has seen (by their content, those of its validation part included) are left out, and
-    counted. Intervals are those of :func:`conrec_monai.evaluation.interval`, by a bootstrap over groups (patients).
+    Of an official split the test part is scored. Images that its training has learned from (its validation part
+    included; by the content of the files) are left out and counted, and all of their groups: other images of their
+    patients, and their duplicates. Another encoding of such an image is recognized as a duplicate where that image is
+    in the data set too. Intervals are those of :func:`conrec_monai.evaluation.interval`, by a bootstrap over groups.
 
     Args:
         checkpoint, architecture, preprocessing, classes: see :func:`load_grader`.
@@ -173,11 +187,13 @@ def evaluate_grader(
         seed: of the bootstrap.
         batch_size: images per forward pass.
         num_workers: threads that decode.
+        group_duplicates: find duplicates.
         device: of the network.
 
     Returns:
-        The content of ``metrics.json``: ``{"schema", "dataset", "images", "left_out", "metrics", "confusion",
-        "classes", "model", "versions"}``; ``confusion[i][j]`` images of grade i were given grade j.
+        The content of ``metrics.json``: ``{"schema", "dataset", "checkpoint", "images", "left_out", "statements",
+        "metrics", "confusion", "classes", "model", "seed", "versions"}``; ``confusion[i][j]`` images of grade i were
+        given grade j.
 
     Raises:
         ValueError, OSError: when an input cannot be used; before any image is read where that can be known.
@@ -192,14 +208,11 @@ def evaluate_grader(
             raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
     device = checked_device(device)
     grader = load_grader(checkpoint, architecture, preprocessing, classes)
+    if not isinstance(group_duplicates, bool):
+        raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
     data = grading_data(dataset_dir, section, on_error, **keys)
-    highest = max(item["label"] for item in data)
-    if highest >= len(grader.classes):
-        raise ValueError(
-            f"{dataset_dir} has grade {highest}, the network knows 0 to {len(grader.classes) - 1}:"
-            f" {', '.join(grader.classes)}."
-        )
-    output = check_output_dir(output_dir)
+    places = _places(data, grader.classes, dataset_dir)
+    output = check_output_dir(output_dir, "evaluation_dir")
     fitting = grader.fitting
     config: Any = grader.network.encoder.config
     images = CachedImages(
@@ -212,10 +225,19 @@ def evaluate_grader(
         field_of_view=fitting.field_of_view,
     )
     decode(output, images)
+    found: list[list[int]] = []
+    if group_duplicates:
+        whole = CachedImages(images.data, DUPLICATES_SIZE, "squash", 3, num_workers)
+        found = duplicate_groups(whole.images)
+    groups = complete_groups(merge_groups(images.groups, found))
     known = np.zeros(len(images), dtype=bool) if grader.seen is None else torch.isin(images.hashes, grader.seen).numpy()
-    kept = np.flatnonzero(~known)
+    related = known if groups is None else np.isin(groups, groups[known])
+    splits = [item.get("split") for item in images.data]
+    official = section is None and "test" in splits and bool({"train", "training"} & set(splits))
+    asked = np.array([split == "test" or not official for split in splits])
+    kept = np.flatnonzero(asked & ~related)
     if not len(kept):
-        raise ValueError(f"the network was trained on all {len(images)} images of {dataset_dir}: no score is honest.")
+        raise ValueError(f"the network has learned from all {asked.sum()} images of {dataset_dir}, or their patients.")
     network = grader.network.to(device)
     parts = []
     with torch.inference_mode():
@@ -223,11 +245,10 @@ def evaluate_grader(
             parts.append(network(images.gather(index).to(device).float() / 255).cpu())
     probabilities = torch.cat(parts).double().numpy()
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    labels = images.labels.numpy()
+    labels = np.array(places)[images.labels.numpy()]
     said = graded(kept, probabilities, network.task)
     predictions, count = Predictions([said]), len(grader.classes)
-    groups = complete_groups(images.groups)
-    ordinal = grader.ordinal and data.info.ordinal
+    ordinal = grader.ordinal
     scores = score(labels, predictions, ordinal, count)
     drawn = bootstrap(labels, predictions, groups, ordinal, count, replicates, seed)
     metrics: dict[str, dict[str, Any]] = {
@@ -245,13 +266,30 @@ def evaluate_grader(
         for row, i in enumerate(kept):
             values = [f"{p:.4f}" for p in probabilities[row]]
             writer.writerow([images.ids[i], labels[i], said.predicted[row], *values])
+    statements = [f"{len(kept)} images{' of the official test split' if official else ''} were scored."]
+    for count_of, what in (
+        (int((asked & known).sum()), "that the network has learned from, with their labels"),
+        (int((asked & related & ~known).sum()), "of the same patients as those, or duplicates of them"),
+    ):
+        if count_of:
+            statements.append(f"Left out: {count_of} images {what}.")
+    if grader.seen is None:
+        statements.append("Which images the network has learned from is not known: they may be among those scored.")
+    if grader.pretrained is not None:
+        transductive = int(torch.isin(images.hashes[torch.from_numpy(kept)], grader.pretrained).sum())
+        if transductive:
+            statements.append(f"Transductive: the encoder was pretrained on {transductive} of them, without labels.")
     result = {
         "schema": 1,
         "dataset": {"path": str(dataset_dir), "section": section, "name": data.info.name},
         "checkpoint": str(checkpoint),
         "images": len(kept),
-        "left_out": {"trained_on": int(known.sum()), "unreadable": len(images.skipped)},
-        "trained_on_known": grader.seen is not None,
+        "left_out": {
+            "learned_from": int((asked & known).sum()),
+            "related": int((asked & related & ~known).sum()),
+            "unreadable": len(images.skipped),
+        },
+        "statements": statements,
         "metrics": metrics,
         "confusion": confusion.tolist(),
         "classes": grader.classes,
@@ -261,18 +299,32 @@ def evaluate_grader(
     }
     path = output / "metrics.json"
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    left_out = f" ({known.sum()} that the network was trained on are left out)" if known.any() else ""
-    lines = [f"{len(kept)} images{left_out}"]
+    lines = []
     for name, entry in metrics.items():
         value, (low, high) = entry["value"], entry["interval"]
         if value is not None:
-            lines.append(f"  {name}: {value:.3f} [{low:.3f}, {high:.3f}]")
-    if grader.seen is None:
-        lines.append("  which images the network was trained on is not known: the score may be one on those")
-        logging.getLogger("conrec_monai").warning(lines[-1].strip())
-    print("\n".join(lines))
+            lines.append(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+    print("\n".join([*lines, *(f"- {statement}" for statement in statements)]))
     print(f"Written to {path} and {output / 'predictions.csv'}")
     return result
+
+
+def _places(data: Datalist, classes: Sequence[str], dataset_dir: str | os.PathLike) -> list[int]:
+    """The grade of the network for each label of a data set, by its name where it has one: a number, or a name that the
+    network knows."""
+    names = data.info.class_names
+    if names is None:
+        names = [str(i) for i in range(1 + max(item["label"] for item in data))]
+    known = {name.casefold(): place for place, name in enumerate(classes)}
+    known |= {str(place): place for place in range(len(classes))}
+    used = {item["label"] for item in data}
+    wrong = [name for label, name in enumerate(names) if label in used and name.strip().casefold() not in known]
+    if wrong:
+        raise ValueError(
+            f"{dataset_dir} has the grades {', '.join(wrong[:5])}, which the network does not know; it knows"
+            f" {', '.join(f'{place} ({name})' for place, name in enumerate(classes))}."
+        )
+    return [known.get(name.strip().casefold(), -1) for name in names]
 
 
 def _plain(value: Any) -> float | None:

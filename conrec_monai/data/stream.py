@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -111,9 +111,9 @@ class ImageStream(IterableDataset):
 
     A file that cannot be read, or a frame of it, is an entry with the reason; the others are done. Iterating gives
     whole batches, for ``DataLoader(stream, batch_size=None)`` without workers: dictionaries of "image" (uint8
-    B x channels x size x size; black where there is none), "id" (texts: the name, and "#<frame>" where a file has
-    several) and the lists "file" (its number, from 0), "name", "frame" (int, or None where a file has one), "status"
-    ("ok" or "error"), "reason" and "warnings" (lists of texts; see
+    B x channels x size x size; black where there is none), "id" (texts, each once: the name, and "#<frame>" where a
+    file has several) and the lists "file" (its number, from 0), "name", "frame" (int, or None where a file has one),
+    "status" ("ok" or "error"), "reason" and "warnings" (lists of texts; see
     :func:`conrec_monai.transforms.quality_warnings`).
 
     Args:
@@ -145,6 +145,11 @@ class ImageStream(IterableDataset):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         self.files, self.fitting, self.channels = list(files), fitting, channels
         self.batch_size, self.num_workers = batch_size, num_workers
+        counts: Counter[str] = Counter()
+        self._ids = []  # of a name that is there again with its count
+        for name, _ in self.files:
+            counts[name] += 1
+            self._ids.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -188,14 +193,14 @@ class ImageStream(IterableDataset):
             "reason": "",
             "warnings": [],
         }
-        entry["id"] = name if frame is None else f"{name}#{frame}"
+        entry["id"] = self._ids[number] + ("" if frame is None else f"#{frame}")
         try:
             array = read_image(path, self.channels, frame=frame, min_side=size)
             entry["image"] = self.fitting.fit(array).image
             entry["warnings"] = quality_warnings(array, size)
             if any(text.startswith("small") for text in entry["warnings"]):  # perhaps by the reader alone
                 entry["warnings"] = quality_warnings(read_image(path, self.channels, frame=frame), size)
-        except (ValueError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is: one file does not end the others
             reason = " ".join(str(error).split()) or type(error).__name__
             entry.update(status="error", reason=reason.replace(shown(path), shown(name)))
             entry["image"] = torch.zeros(self.channels, size, size, dtype=torch.uint8)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from conrec_monai.engines import PrepareUnitBatch
-from conrec_monai.evaluation.calibration import calibrate, graded
+from conrec_monai.evaluation.calibration import HIGH, LOW, calibrate, graded
 from conrec_monai.evaluation.metrics import METRICS
 from conrec_monai.handlers.checkpoint import RunCheckpoint
 from conrec_monai.handlers.health import evaluating
@@ -80,28 +80,31 @@ class _Best:
     """The best epoch so far; part of the training's state."""
 
     def __init__(self) -> None:
-        self.score, self.epoch = -math.inf, 0
+        self.score, self.epoch = (-math.inf, -math.inf), 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "epoch": self.epoch}
+        return {"score": list(self.score), "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.score, self.epoch = state["score"], state["epoch"]
+        self.score, self.epoch = tuple(state["score"]), state["epoch"]
 
 
 class GradingCheckpoint(RunCheckpoint):
     """Keeps the run of a grading network: the last epoch, the best one, and at the end the calibrated network.
 
-    ``checkpoint.pt`` as in :class:`RunCheckpoint`. ``best.pt`` is the network of the epoch with the highest ``metric``
-    (the first of equal ones). At the end of the run its probabilities are calibrated on the validation images
-    (:func:`conrec_monai.evaluation.calibrate`), and ``model.pt`` is written: what inference and evaluation take. It has
-    an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation", "image_hashes"}``, the metrics of
-    the validation part after the calibration, and the sorted hashes of all images that the network has learned from,
-    those of the validation part included. ``best.pt`` has it too, with None as ``validation``: it is not calibrated.
+    ``checkpoint.pt`` as in :class:`RunCheckpoint`. ``best.pt`` is the network of the epoch with the highest ``metric`` (of
+    equal ones that with the lowest ``val_nll``). At the end of the run its probabilities are calibrated on the
+    validation images (:func:`conrec_monai.evaluation.calibrate`), and ``model.pt`` is written: what inference and
+    evaluation take. It has an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation",
+    "image_hashes"}``, the metrics of the validation part after the calibration, and the sorted hashes of all images
+    that the network has learned from, those of the validation part included; and an entry ``pretraining``, that of its
+    encoder's checkpoint. ``best.pt`` has them too, with None as ``validation``: it is not calibrated.
 
     Args:
         output_dir, network, preprocessing, settings, lr_scheduler, resume, data, max_minutes: see
             :class:`RunCheckpoint`.
+        start: what the network's encoder comes from: its ``pretraining``, which becomes an entry of the files, and the
+            hashes ``labeled`` of images whose labels it knows already, which join ``image_hashes``; both may be None.
         validation: batches of the validation part, as those of the training.
         classes: name of each grade.
         ordinal: whether they are ordered.
@@ -124,6 +127,7 @@ class GradingCheckpoint(RunCheckpoint):
         resume: bool = False,
         data: Sequence[Mapping[str, Any]] | None = None,
         hashes: Callable[[], Tensor] | None = None,
+        start: Any = None,
         max_minutes: float | None = None,
         prepare_batch: PrepareBatch | None = None,
     ) -> None:
@@ -141,6 +145,8 @@ class GradingCheckpoint(RunCheckpoint):
         self.grader, self.validation, self.metric = network, validation, metric
         self.classes, self.ordinal = list(classes), ordinal
         self.prepare_batch = PrepareUnitBatch() if prepare_batch is None else prepare_batch
+        self.pretraining = None if start is None else start.pretraining
+        self.labeled = torch.empty(0, dtype=torch.int64) if start is None else start.labeled
         self.best = _Best()
 
     def attach(self, engine: Engine) -> None:
@@ -153,8 +159,11 @@ class GradingCheckpoint(RunCheckpoint):
         super()._start(engine)
 
     def _keep_best(self, engine: Engine) -> None:
-        score = engine.state.metrics.get(self.metric)
-        if score is None or not score > self.best.score:
+        metrics = engine.state.metrics
+        if self.metric not in metrics:  # an epoch that does not validate
+            return
+        score = (metrics[self.metric], -metrics.get("val_nll", 0.0))
+        if not score > self.best.score:
             return
         self.best.score, self.best.epoch = score, engine.state.epoch
         if not rank():
@@ -177,6 +186,11 @@ class GradingCheckpoint(RunCheckpoint):
                 labels.append(batch[Keys.LABEL].numpy())
         truth = np.concatenate(labels)
         scale = calibrate(self.grader, torch.cat(outputs), truth)
+        if not LOW * 1.01 < scale < HIGH / 1.01:
+            self.logger.warning(
+                f"the calibration ended at its bound, {scale:.3g}: the probabilities say little, for example after too"
+                " few epochs"
+            )
         with evaluating(self.grader):
             probabilities = self.grader.probabilities(torch.cat(outputs).to(self.grader.scale.device)).cpu().numpy()
         said = graded(np.arange(len(truth)), probabilities, self.grader.task)
@@ -193,12 +207,19 @@ class GradingCheckpoint(RunCheckpoint):
             self.output_dir / name,
             self.grader,
             self.preprocessing,
+            pretraining=self.pretraining,
             grading={
                 "settings": self.settings,
                 "classes": self.classes,
                 "ordinal": self.ordinal,
                 "epoch": self.best.epoch,
                 "validation": scores,
-                "image_hashes": None if self.hashes is None else torch.unique(self.hashes()),
+                "image_hashes": self._learned_from(),
             },
         )
+
+    def _learned_from(self) -> Tensor | None:
+        """Hashes of all images whose labels the weights come from; None where that is not known."""
+        if self.hashes is None or self.labeled is None:
+            return None
+        return torch.unique(torch.cat([self.hashes(), self.labeled]))

@@ -52,6 +52,7 @@ LEVELS = (16, 28, 44, 8)  # of 255, above the surround: tried until a border is 
 SAMPLES = 100  # tried shapes of each kind
 POINTS = 160  # of the border, on which they are compared
 SECTORS = 72
+ASPECT = 20  # of the sides, beyond which an image is refused
 CLEAN = 0.95  # share of a border that lies on the ellipse
 
 
@@ -284,10 +285,12 @@ def find_field_of_view(image: Array) -> FieldOfView:
         to 2, bright inside, its center well within the image.
 
     Raises:
-        ValueError: when the shape, the type or the values are others.
+        ValueError: when the shape, the type or the values are others, or a side is over 20 times the other.
     """
     _check(image)
     height, width = image.shape[1:]
+    if max(height, width) > ASPECT * min(height, width):
+        raise ValueError(f"{width} x {height} pixels are no photograph: a side is over {ASPECT} times the other.")
     step = max(1, math.ceil(max(height, width) / SIDE))
     level = _level(image, step)
     surround = float(np.percentile(level, 1))

@@ -78,7 +78,7 @@ def test_operator_reads_dicom(photographs: Path, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = tmp_path / "model.pt"
-    grading = {"classes": list("abcde")}
+    grading = {"classes": list("abcde"), "validation": {"qwk": 0.5}}
     save_checkpoint(model, GradingNet(ConRecEncoder(3, (4, 8)), 5), PREPROCESSING, grading=grading)
     picture = np.asarray(Image.open(next((photographs / "0").glob("*.png"))))
     Image.fromarray(picture).save(tmp_path / "a.png")
