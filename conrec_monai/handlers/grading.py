@@ -92,8 +92,8 @@ class _Best:
 class GradingCheckpoint(RunCheckpoint):
     """Keeps the run of a grading network: the last epoch, the best one, and at the end the calibrated network.
 
-    ``checkpoint.pt`` as in :class:`RunCheckpoint`. ``best.pt`` is the network of the epoch with the highest ``metric`` (of
-    equal ones that with the lowest ``val_nll``). At the end of the run its probabilities are calibrated on the
+    ``checkpoint.pt`` as in :class:`RunCheckpoint`. ``best.pt`` is the network of the epoch with the highest ``metric``
+    (of equal ones that with the lowest ``val_nll``). At the end of the run its probabilities are calibrated on the
     validation images (:func:`conrec_monai.evaluation.calibrate`), and ``model.pt`` is written: what inference and
     evaluation take. It has an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation",
     "image_hashes"}``, the metrics of the validation part after the calibration, and the sorted hashes of all images

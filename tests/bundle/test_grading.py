@@ -29,7 +29,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metada
 from PIL import Image
 
 from conrec_monai import load_encoder, load_model, load_preprocessing
-from conrec_monai.data import load_datalist
+from conrec_monai.data import CachedImages, load_datalist
 from conrec_monai.evaluation import graded
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, GradingNet
 from conrec_monai.networks.utils import read_checkpoint, save_checkpoint
@@ -111,11 +111,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parts_best_epoch_and_calibration(trained: Path) -> None:
     parts = [row["part"] for row in rows(trained / "split.csv")]
     assert (parts.count("test"), parts.count("validation"), parts.count("train")) == (20, 14, 26)
-    scores = [float(row["val_qwk"]) for row in rows(trained / "metrics.csv")]
+    scores = [(float(row["val_qwk"]), -float(row["val_nll"])) for row in rows(trained / "metrics.csv")]
     grading = read_checkpoint(trained / "model.pt")["grading"]
     assert len(scores) == 3 and grading["epoch"] == 1 + scores.index(max(scores))
     assert grading["classes"][0] == "No DR" and grading["ordinal"] and len(grading["image_hashes"]) == 40
-    assert grading["validation"]["qwk"] == pytest.approx(max(scores))
+    assert grading["validation"]["qwk"] == pytest.approx(max(scores)[0])
     model, best = load_model(trained / "model.pt"), load_model(trained / "best.pt")
     assert isinstance(model, GradingNet) and model.scale != 1 and best.scale == 1
     assert torch.equal(model.head.weight, best.head.weight)
@@ -189,6 +189,12 @@ def test_official_split_and_patients(outside: Path) -> None:
         ({"encoder": None}, "encoder must be the path of a checkpoint .*, random or densenet121, got None"),
         ({"encoder": "nowhere.pt"}, "no checkpoint at nowhere.pt: no such file"),
         ({"task": "ranking"}, "task must be one of ordinal, regression, categorical, got 'ranking'"),
+        ({"validate_every": 4}, "validate_every must be at most max_epochs, 3, or no epoch could be chosen; got 4"),
+        ({"class_balance": 2}, "class_balance must be a number from 0 to 1, got 2"),
+        ({"max_minutes": 0}, "max_minutes must be a positive number, or null, got 0"),
+        ({"cache_dir": 5}, "cache_dir must be a path, or null, got 5"),
+        ({"batch_size": 40}, "batch_size 40 is larger than the training part, 2[0-9] of 60 images"),
+        ({"pooling": "flatten"}, "pooling must be attention or average for random weights, got 'flatten'"),
         ({"fold": 3}, "fold must be one of 0 to 2, got 3"),
         ({"fold": -1}, "fold must be a whole number, or null for no test part, got -1"),
         ({"image_size": 31}, "image_size must be auto or a multiple of 2, got 31"),
@@ -260,6 +266,94 @@ def test_evaluation_leaves_out_what_was_trained_on(trained: Path, outside: Path)
         "60 images were scored.",
         "Which images the network has learned from is not known: they may be among those scored.",
     ]
+
+
+def graded_table(folder: Path, count: int, row: Any) -> dict[str, Any]:
+    """Drawn photographs with a table of their grades, patients and splits."""
+    drawn(folder, count)
+    lines = ["image,grade,patient,split", *(f"{i}.png,{','.join(map(str, row(i)))}" for i in range(count))]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return {"dataset_dir": str(folder), "label_key": "grade", "group_key": "patient", "split_key": "split"}
+
+
+def scores(output: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((Path(output) / "evaluation" / "metrics.json").read_text())
+    return result
+
+
+def test_what_an_encoder_has_learned_before_is_not_scored(trained: Path, outside: Path) -> None:
+    """A network that starts from one of another fold knows the labels of both."""
+    run("train", **{**TRAINING, "max_epochs": 1, "fold": 1, "encoder": str(trained / "model.pt")})
+    with pytest.raises(SystemExit, match="the network has learned from all 60 images"):
+        run("evaluate", dataset_dir=TRAINING["dataset_dir"], checkpoint="out/model.pt", output_dir="out")
+
+
+def test_pretraining_on_what_is_scored_is_said(outside: Path) -> None:
+    torch.manual_seed(1)
+    images = CachedImages(load_datalist(TRAINING["dataset_dir"]), 32)
+    pretraining = {"settings": {}, "epoch": 1, "image_hashes": images.hashes.sort().values}
+    save_checkpoint("encoder.pt", ConRecEncoder(features=(4, 8)), {"image_size": 32}, pretraining=pretraining)
+    run("train", **{**TRAINING, "max_epochs": 1, "encoder": "encoder.pt"})
+    run("evaluate", dataset_dir=TRAINING["dataset_dir"], checkpoint="out/model.pt", output_dir="out", replicates=50)
+    assert scores("out")["statements"] == [
+        "20 images were scored.",
+        "Left out: 40 images that the network has learned from, with their labels.",
+        "Transductive: the encoder was pretrained on 20 of them, without labels.",
+    ]
+
+
+def test_patients_of_what_was_learned_from_are_not_scored(outside: Path) -> None:
+    """Two pictures of each patient; the second one of the validation patients is in the official training split."""
+    splits = ["train"] * 14 + ["val"] * 4 + ["test"] * 6
+    keys = graded_table(
+        outside / "photographs", 24, lambda i: (i % 3, f"p{(i - 14 if i < 18 else i) if i > 13 else i}", splits[i])
+    )
+    run("train", **{**TRAINING, **keys, "max_epochs": 1, "batch_size": 4, "group_duplicates": False})
+    parts = {row["id"]: row["part"] for row in rows("out/split.csv")}
+    assert [parts[name] for name in parts if name.startswith(("0.", "1.", "2.", "3."))] == ["", "", "", ""]
+    values = {"output_dir": "out", "checkpoint": "out/model.pt", "replicates": 50, "group_duplicates": False}
+    run("evaluate", **keys, **values)
+    assert (scores("out")["images"], scores("out")["left_out"]["learned_from"]) == (6, 0)  # the official test part
+    run("evaluate", **{**keys, "section": "train"}, **values)
+
+
+def test_grades_are_compared_by_name(trained: Path, outside: Path) -> None:
+    """Folders of two grades: labels 0 and 1 there, 0 and 3 of the network."""
+    for name, seed in (("No DR", 11), ("severe", 12)):
+        for i, item in enumerate(load_datalist(f"phantom:n=4,size=32,seed={seed}")):
+            path = outside / "photographs" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(item["image"]).transpose(1, 2, 0)).save(path)
+    values = {"dataset_dir": "photographs", "checkpoint": str(trained / "model.pt"), "output_dir": "out"}
+    run("evaluate", **values, replicates=50)
+    assert [row["label"] for row in rows("out/evaluation/predictions.csv")] == ["0"] * 4 + ["3"] * 4
+    assert "qwk" in scores("out")["metrics"]
+    (outside / "photographs" / "severe").rename(outside / "photographs" / "bad")
+    message = mistake("evaluate", **values)
+    assert message.startswith("photographs has the grades bad, which the network does not know; it knows 0 (No DR), 1")
+
+
+def test_run_with_other_labels_does_not_go_on(outside: Path) -> None:
+    keys = graded_table(outside / "photographs", 24, lambda i: (i % 3, f"p{i}", "train"))
+    values = {**TRAINING, **keys, "max_epochs": 1, "batch_size": 4, "schedule": "constant", "group_duplicates": False}
+    run("train", **values)
+    split, table = Path("out/split.csv").read_text(), (outside / "photographs" / "table.csv")
+    table.write_text(table.read_text().replace("5.png,2", "5.png,1"))
+    message = mistake(**{**values, "max_epochs": 2, "resume": True})
+    assert "its images were others" in message and Path("out/split.csv").read_text() == split
+    Path("out/checkpoint.pt").unlink()
+    assert "holds the model.pt of another run" in mistake(**{**values, "resume": True})
+
+
+def test_odd_and_repeated_files(trained: Path, outside: Path) -> None:
+    photographs = drawn(outside / "photographs", 1)
+    Image.new("RGB", (3000, 1)).save(photographs / "strip.png")
+    Path("list.txt").write_text("photographs/0.png\nphotographs/strip.png\nphotographs/0.png\n")
+    run("inference", dataset_dir="list.txt", output_dir="out", checkpoint=str(trained / "model.pt"))
+    table = rows("out/inference/predictions.csv")
+    assert [row["status"] for row in table] == ["ok", "error", "ok"] and table[0] == table[2]
+    assert table[1]["reason"] == "3000 x 1 pixels are no photograph: a side is over 20 times the other."
+    assert len(list(Path("out/inference/attention_maps").rglob("*.png"))) == 2
 
 
 def test_inference(trained: Path, outside: Path) -> None:

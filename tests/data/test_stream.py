@@ -194,7 +194,7 @@ def test_pages_of_a_file_are_entries(tmp_path: Path) -> None:
     images = make([one, pages, one], batch_size=2)
     assert entries(images, "name") == ["one.tif"] + ["pages.tif"] * 3 + ["one.tif"]
     assert entries(images, "frame") == [None, 0, 1, 2, None]
-    assert entries(images, "id") == ["one.tif", "pages.tif#0", "pages.tif#1", "pages.tif#2", "one.tif"]
+    assert entries(images, "id") == ["one.tif", "pages.tif#0", "pages.tif#1", "pages.tif#2", "one.tif (2)"]
     for frame, image in enumerate(entries(images, "image")[1:4]):
         assert torch.equal(image, FitImage(16).fit(read_image(pages, frame=frame)).image)
 

@@ -314,7 +314,7 @@ def assert_same_files(path: Path, other: Path) -> None:
 def test_a_run_that_goes_on_keeps_the_best(done: int, images: CachedImages, whole: Path, tmp_path: Path) -> None:
     make_run(images, tmp_path, Scores(*VALUES), max_epochs=done).run()
     assert read_checkpoint(tmp_path / "checkpoint.pt")["training"]["stateful"]["best"] == {
-        "score": max(VALUES[:done]),
+        "score": [max(VALUES[:done]), 0],
         "epoch": min(done, 2),
     }
     make_run(images, tmp_path, Scores(*VALUES), resume=True, seed=5).run()
