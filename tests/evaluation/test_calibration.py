@@ -126,7 +126,9 @@ def test_scale_of_before_does_not_matter() -> None:
 def test_scale_stays_within_its_bounds() -> None:
     outputs = torch.tensor([[5.0, 5.0, -5.0], [5.0, -5.0, -5.0]])
     net = make_net("ordinal", 3)
-    assert calibrate(net, outputs, np.array([1, 0])) == pytest.approx(0.05, rel=0.5)  # all right: as sure as can be
+    assert (
+        calibrate(net, outputs, np.array([1, 0])) < 0.3
+    )  # all right: as sure as can be, of equally sure ones the least
     assert calibrate(net, 5 * outputs, np.array([0, 2])) == pytest.approx(20, rel=0.1)  # all wrong
 
 
@@ -164,8 +166,9 @@ def test_agrees_with_the_linear_protocol(seed: int, num_classes: int) -> None:
 @pytest.mark.parametrize(
     ("outputs", "labels", "message"),
     [
-        (torch.zeros(0, 4), [], "needs outputs for at least one labelled image, got 0"),
-        (torch.zeros(3, 4), [0, 1], "a calibration needs outputs for at least one labelled image"),
+        (torch.zeros(0, 4), [], "a calibration needs outputs and labels of the same images, one at least, got 0 and 0"),
+        (torch.zeros(3, 4), [0, 1], "needs outputs and labels of the same images, one at least, got 3 and 2"),
+        (torch.zeros(2, 4), [0, 4], "labels must be in 0..3, found 0 to 4"),
         (torch.tensor([[0, 1, float("nan"), 0]]), [1], "the outputs are not finite: the training has diverged"),
         (torch.tensor([[0, 1, float("inf"), 0]]), [1], "the outputs are not finite: the training has diverged"),
     ],
