@@ -92,7 +92,7 @@ def test_numbers_are_those_of_the_evaluations(data: Path, finished: Path) -> Non
         told = [line.replace(str(data), "DATA").replace(str(finished), "RESULTS") for line in written["statements"]]
         assert evaluation["statements"] == told and told
         own = [entry for entry in written["methods"] if entry["method"] == "fundus"]
-        assert evaluation["differences"] == own and len(own) > 1
+        assert evaluation["differences"] == own and len(own) >= (1 if name == "fine_tuned" else 2)
         other = "untrained" if name == "fine_tuned" else "simclr"
         assert {(entry["runs"], entry["other_runs"]) for entry in own if entry["other"] == other} == {(2, 2)}
         method = {model["name"]: model["method"] for model in written["models"]}
