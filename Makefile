@@ -137,7 +137,7 @@ $(SYNTHETIC_RESULTS)/%/evaluation/metrics.json: | $(VENV)/installed
 WEIGHTS = output/example_weights
 example-weights: $(VENV)/installed
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --bundle_root $(BUNDLE) \
-	  --dataset_dir $(DATA)/idrid --output_dir $(WEIGHTS)/encoder --max_epochs 200 --probe_every 0 --resume True
+	  --dataset_dir $(DATA)/idrid --output_dir $(WEIGHTS)/encoder --max_epochs 100 --probe_every 0 --resume True
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(GRADING)/configs/train.json --bundle_root $(GRADING) \
 	  --dataset_dir $(DATA)/idrid --encoder $(WEIGHTS)/encoder/encoder.pt --output_dir $(WEIGHTS)/grading --resume True
 	$(BIN)/python -W ignore -m monai.bundle run --config_file $(GRADING)/configs/evaluate.json --bundle_root $(GRADING) \
