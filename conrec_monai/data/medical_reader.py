@@ -134,7 +134,7 @@ def _read_header(file: BinaryIO) -> Dataset:
 def _decode_dicom(file: BinaryIO, header: Dataset, frame: int) -> np.ndarray:
     from pydicom import dcmread
     from pydicom.pixels import get_decoder, pixel_array
-    from pydicom.uid import JPEG2000TransferSyntaxes
+    from pydicom.uid import JPEG2000TransferSyntaxes, RLELossless
 
     syntax = header.file_meta.TransferSyntaxUID
     text = f"transfer syntax {syntax} ({syntax.name})" if syntax.name != syntax else "an unknown transfer syntax"
@@ -151,7 +151,8 @@ def _decode_dicom(file: BinaryIO, header: Dataset, frame: int) -> np.ndarray:
     if syntax.is_encapsulated:
         # Of compressed pictures the whole file is read, but one frame is decoded.
         dataset = dcmread(file, specific_tags=[*_HEADER_TAGS, *_PIXEL_TAGS])
-        _check_codestream(dataset, frame)
+        if syntax != RLELossless:  # run lengths fill what the header asks for, and may hold any bytes
+            _check_codestream(dataset, frame)
         try:
             pixels = pixel_array(dataset, index=frame)
         except RuntimeError:  # no decoder could
@@ -184,7 +185,7 @@ def _check_codestream(dataset: Dataset, frame: int) -> None:
     elif data.startswith(b"\xff\xd8"):
         size = _jpeg_size(data)
     else:
-        return  # run lengths: they fill what the header asks for
+        return
     if size != (dataset.Columns, dataset.Rows):
         told = f"Columns and Rows {dataset.Columns} x {dataset.Rows}"
         raise _Refusal(f"{told}, but the compressed picture has {size[0]} x {size[1]}")

@@ -106,6 +106,10 @@ def wrap(photograph: Image.Image, folder: Path) -> dict[str, tuple[str, float]]:
         Image.open(io.BytesIO(small)).convert("RGB").save(folder / "j2k_lossy.png")  # by another decoder
         write(folder / "j2k_lossy.dcm", shape, [small], uid.JPEG2000, PhotometricInterpretation="YBR_ICT")
         found |= {"j2k.dcm": ("photograph.png", EXACT), "j2k_lossy.dcm": ("j2k_lossy.png", LOSSY)}
+    dataset = pydicom.dcmread(folder / "rgb.dcm")
+    dataset.compress(uid.RLELossless)
+    dataset.save_as(folder / "rle.dcm")
+    found["rle.dcm"] = ("photograph.png", EXACT)
     palette = photograph.quantize(256)
     palette.convert("RGB").save(folder / "palette.png")
     table = np.zeros((256, 3), dtype=np.uint8)
