@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from conrec_monai.version import __version__
@@ -29,11 +30,8 @@ def __getattr__(name: str) -> Any:
     """Imports torch and MONAI when they are needed: the command line answers --help without them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from conrec_monai.data import preprocessing
-    from conrec_monai.networks import keras, utils
-
-    homes = {"import_keras": keras, "load_preprocessing": preprocessing}
-    return getattr(homes.get(name, utils), name)
+    homes = {"import_keras": "conrec_monai.networks.keras", "load_preprocessing": "conrec_monai.data.preprocessing"}
+    return getattr(import_module(homes.get(name, "conrec_monai.networks.utils")), name)
 
 
 def __dir__() -> list[str]:

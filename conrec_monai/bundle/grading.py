@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conrec_monai.bundle.evaluation import DUPLICATES_SIZE
 from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
 from conrec_monai.data import DR_GRADES, CachedImages, Datalist
 from conrec_monai.data.preprocessing import RESIZES
@@ -49,11 +50,11 @@ __all__ = [
     "grading_loss",
     "grading_settings",
     "grading_split",
+    "image_groups",
     "load_start",
 ]
 
 PARTS = ("train", "validation", "test")
-DUPLICATES_SIZE = 64  # pixels at which duplicates are searched for
 RANDOM = "random"
 DENSENET = "densenet121"
 AUTO = "auto"
@@ -332,13 +333,7 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any], num_classe
     """
     decode(settings["output_dir"], dataset)
     labels = dataset.labels.numpy()
-    found: list[list[int]] = []
-    if settings["group_duplicates"]:
-        whole = CachedImages(
-            dataset.data, DUPLICATES_SIZE, "squash", 3, dataset.num_workers, cache_dir=dataset.cache_dir
-        )
-        found = duplicate_groups(whole.images)
-    groups = complete_groups(merge_groups(dataset.groups, found))
+    groups, found = image_groups(dataset, settings["group_duplicates"])
     splits = [item.get("split") for item in dataset.data]
     parts = split_parts(labels, groups, splits, settings["fold"], settings["n_folds"], settings["seed"])
     positions = {part: np.flatnonzero(parts == part).tolist() for part in PARTS}
@@ -365,6 +360,25 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any], num_classe
         )
     weights = class_weights(labels[positions["train"]], num_classes, settings["class_balance"])
     return Parts(positions["train"], positions["validation"], positions["test"], weights, identity)
+
+
+def image_groups(dataset: CachedImages, group_duplicates: bool) -> tuple[np.ndarray | None, list[list[int]]]:
+    """Groups of images that belong on one side of a split, and the duplicates among them.
+
+    Args:
+        dataset: decoded images.
+        group_duplicates: join those that are duplicates of each other, too.
+
+    Returns:
+        [N] group of each image, of its patient and its duplicates (None where each is alone); the groups of duplicates.
+    """
+    found: list[list[int]] = []
+    if group_duplicates:
+        whole = CachedImages(
+            dataset.data, DUPLICATES_SIZE, "squash", 3, dataset.num_workers, cache_dir=dataset.cache_dir
+        )
+        found = duplicate_groups(whole.images)
+    return complete_groups(merge_groups(dataset.groups, found)), found
 
 
 def class_weights(labels: np.ndarray, num_classes: int, balance: float) -> Tensor | None:

@@ -22,24 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conrec_monai.bundle.grading import DUPLICATES_SIZE, grading_data
-from conrec_monai.bundle.inference import plain_state_dict
+from conrec_monai.bundle.grading import grading_data, image_groups
+from conrec_monai.bundle.inference import checked_preprocessing, plain_network, plain_state_dict
 from conrec_monai.bundle.training import check_output_dir, checked_device, decode
 from conrec_monai.data import CachedImages, Datalist, FitImage, image_files
 from conrec_monai.evaluation import (
     Predictions,
     bootstrap,
-    complete_groups,
-    duplicate_groups,
     graded,
     interval,
-    merge_groups,
     metric_names,
     score,
 )
+from conrec_monai.evaluation.evaluate import plain_values
 from conrec_monai.handlers.health import has_attention
 from conrec_monai.networks.nets import GradingNet
-from conrec_monai.networks.utils import build_network, load_model, load_weights, read_checkpoint
+from conrec_monai.networks.utils import load_model, read_checkpoint
 from conrec_monai.version import __version__
 
 __all__ = ["Grader", "check_grading_inference", "evaluate_grader", "grading_files", "load_grader"]
@@ -105,19 +103,11 @@ def load_grader(
         about = {"epoch": grading["epoch"], "validation": grading["validation"], "settings": grading["settings"]}
         seen, pretrained = grading["image_hashes"], (content.get("pretraining") or {}).get("image_hashes")
     else:
-        for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{name} must be a dictionary, got {value!r}.")
-        network = build_network("GradingNet", architecture)
-        load_weights(network, state_dict, str(checkpoint))
-        network.eval()
+        network = plain_network("GradingNet", architecture, preprocessing, state_dict, checkpoint)
         ordinal = network.task != "categorical"
     if len(classes) != network.num_classes:
         raise ValueError(f"classes must name {network.num_classes} grades, got {list(classes)}.")
-    size, divisor = preprocessing.get("image_size"), network.encoder.divisor
-    if type(size) is not int or size < 1 or size % divisor:
-        raise ValueError(f"preprocessing must hold image_size, a multiple of {divisor}, found {size!r}.")
-    fitting = FitImage(size, preprocessing.get("resize", "squash"), preprocessing.get("field_of_view"))
+    fitting = FitImage(*checked_preprocessing({"resize": "squash", **preprocessing}, network.encoder.divisor))
     return Grader(network, fitting, [str(name) for name in classes], bool(ordinal), about, seen, pretrained)
 
 
@@ -225,11 +215,7 @@ def evaluate_grader(
         field_of_view=fitting.field_of_view,
     )
     decode(output, images)
-    found: list[list[int]] = []
-    if group_duplicates:
-        whole = CachedImages(images.data, DUPLICATES_SIZE, "squash", 3, num_workers)
-        found = duplicate_groups(whole.images)
-    groups = complete_groups(merge_groups(images.groups, found))
+    groups, _ = image_groups(images, group_duplicates)
     known = np.zeros(len(images), dtype=bool) if grader.seen is None else torch.isin(images.hashes, grader.seen).numpy()
     related = known if groups is None else np.isin(groups, groups[known])
     splits = [item.get("split") for item in images.data]
@@ -251,13 +237,15 @@ def evaluate_grader(
     ordinal = grader.ordinal
     scores = score(labels, predictions, ordinal, count)
     drawn = bootstrap(labels, predictions, groups, ordinal, count, replicates, seed)
-    metrics: dict[str, dict[str, Any]] = {
-        name: {
-            "value": _plain(scores[name]["mean"]),
-            "interval": [_plain(v) for v in interval(name, scores[name]["mean"], drawn[name])],  # type: ignore[arg-type]
+    metrics: dict[str, dict[str, Any]] = plain_values(
+        {
+            name: {
+                "value": scores[name]["mean"],
+                "interval": interval(name, scores[name]["mean"], drawn[name]),  # type: ignore[arg-type]
+            }
+            for name in metric_names(ordinal, count)
         }
-        for name in metric_names(ordinal, count)
-    }
+    )
     confusion = np.zeros((count, count), dtype=int)
     np.add.at(confusion, (labels[kept], said.predicted), 1)
     with (output / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -325,7 +313,3 @@ def _places(data: Datalist, classes: Sequence[str], dataset_dir: str | os.PathLi
             f" {', '.join(f'{place} ({name})' for place, name in enumerate(classes))}."
         )
     return [known.get(name.strip().casefold(), -1) for name in names]
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None

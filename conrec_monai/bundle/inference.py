@@ -24,7 +24,7 @@ from conrec_monai.data.preprocessing import RESIZES
 from conrec_monai.networks.utils import FORMAT, build_network, load_encoder, load_weights, read_checkpoint
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
-__all__ = ["InferenceEncoder", "check_inference", "load_for_inference", "plain_state_dict"]
+__all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
 
 
 class InferenceEncoder(NamedTuple):
@@ -62,14 +62,45 @@ def load_for_inference(
             preprocessing["resize"],
             preprocessing["field_of_view"],
         )
+    encoder = plain_network("ConRecEncoder", architecture, preprocessing, state_dict, checkpoint)
+    return InferenceEncoder(encoder, *checked_preprocessing(preprocessing, encoder.divisor))
+
+
+def plain_network(
+    kind: str, architecture: Any, preprocessing: Any, state_dict: Mapping[str, torch.Tensor], source: str | os.PathLike
+) -> Any:
+    """The network of a plain state dictionary, in evaluation mode.
+
+    Args:
+        kind, architecture: see :func:`conrec_monai.networks.utils.build_network`.
+        preprocessing: a dictionary; what it holds is not looked at.
+        state_dict: its weights.
+        source: what an error calls their origin.
+
+    Raises:
+        ValueError: when an argument is no dictionary, or the weights do not fit.
+    """
     for name, value in (("architecture", architecture), ("preprocessing", preprocessing)):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a dictionary, got {value!r}.")
-    encoder: Any = build_network("ConRecEncoder", architecture)
-    load_weights(encoder, state_dict, str(checkpoint))
+    network = build_network(kind, architecture)
+    load_weights(network, state_dict, str(source))
+    return network.eval()
+
+
+def checked_preprocessing(preprocessing: Mapping[str, Any], divisor: int) -> tuple[int, str, str | None]:
+    """``image_size``, ``resize`` and ``field_of_view`` of the images that a network takes.
+
+    Args:
+        preprocessing: that holds them.
+        divisor: of the network's image size.
+
+    Raises:
+        ValueError: when one of them is not what it must be.
+    """
     size, resize = preprocessing.get("image_size"), preprocessing.get("resize")
-    if type(size) is not int or size < 1 or size % encoder.divisor:
-        raise ValueError(f"preprocessing must hold image_size, a multiple of {encoder.divisor}, found {size!r}.")
+    if type(size) is not int or size < 1 or size % divisor:
+        raise ValueError(f"preprocessing must hold image_size, a multiple of {divisor}, found {size!r}.")
     if resize not in RESIZES:
         raise ValueError(f"preprocessing must hold resize, one of {', '.join(RESIZES)}, found {resize!r}.")
     field_of_view = preprocessing.get("field_of_view")
@@ -77,7 +108,7 @@ def load_for_inference(
         raise ValueError(
             f"preprocessing must hold field_of_view, null, normalize or local_contrast, found {field_of_view!r}."
         )
-    return InferenceEncoder(encoder.eval(), size, resize, field_of_view)
+    return size, resize, field_of_view
 
 
 def plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:

@@ -22,7 +22,6 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 from torch import Tensor
 
-from conrec_monai.networks.utils import read_checkpoint
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
 from conrec_monai.transforms.local_contrast import LocalContrast
 
@@ -139,6 +138,8 @@ def load_preprocessing(path: str | os.PathLike) -> Compose:
     Raises:
         FileNotFoundError, ValueError: see :func:`conrec_monai.networks.utils.read_checkpoint`.
     """
+    from conrec_monai.networks.utils import read_checkpoint  # here: networks take long to import, and data needs none
+
     content = read_checkpoint(path)
     config = content["config"]
     entry = config.get("encoder")

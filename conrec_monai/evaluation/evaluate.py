@@ -38,7 +38,7 @@ from .shortcut import color_features, shortcut_features
 from .statistics import bootstrap, interval, paired_differences, run_differences, score
 from .store import PredictionStore, digest
 
-__all__ = ["FINE_TUNED", "PROTOCOLS", "Candidate", "evaluate", "untrained_encoders"]
+__all__ = ["FINE_TUNED", "PROTOCOLS", "Candidate", "evaluate", "plain_values", "untrained_encoders"]
 
 SHORTCUT = "shortcut baseline"
 COLOR = "color baseline"
@@ -240,9 +240,9 @@ def evaluate(
     return {
         "models": [{"name": c.name, "kind": c.kind, "method": c.method or c.name, **c.about} for c in everyone],
         "metrics": list(metric_names(ordinal, num_classes)),
-        "results": _plain(results),
-        "comparisons": _plain(comparisons),
-        "methods": _plain(methods),
+        "results": plain_values(results),
+        "comparisons": plain_values(comparisons),
+        "methods": plain_values(methods),
         "versions": versions,
     }
 
@@ -510,12 +510,12 @@ def _method_comparisons(
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Values that JSON can hold: plain numbers, None in place of what is not finite."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(entry) for entry in value]
+        return [plain_values(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

@@ -273,9 +273,8 @@ def split_parts(
         declared = declared[~np.isin(groups[declared], groups[parts == "test"])]
     if len(declared) and ("test" in names or "train" in names or "training" in names):
         train = np.setdiff1d(rest, declared)
-        both = set() if groups is None else set(groups[train]) & set(groups[declared])
-        if both:
-            train = train[~np.isin(groups[train], list(both))]  # type: ignore[index]
+        if groups is not None:
+            train = train[~np.isin(groups[train], groups[declared])]
         if not len(train):
             raise ValueError("no image is left to train on beside those of the validation split")
         parts[train], parts[declared] = "train", "validation"

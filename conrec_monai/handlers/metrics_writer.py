@@ -26,7 +26,7 @@ from ignite.engine import Engine, Events
 
 from conrec_monai.version import __version__
 
-__all__ = ["MetricsWriter"]
+__all__ = ["MetricsWriter", "replaced"]
 
 
 class MetricsWriter:
@@ -73,7 +73,7 @@ class MetricsWriter:
         }
         self.rows.append(row)
         names = list(dict.fromkeys(name for r in self.rows for name in r))
-        with _replace(self.output_dir / "metrics.csv") as file:
+        with replaced(self.output_dir / "metrics.csv") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -94,12 +94,12 @@ class MetricsWriter:
                 "bfloat16": engine.autocast,
             },
         }
-        with _replace(self.output_dir / "metrics.json") as file:
+        with replaced(self.output_dir / "metrics.json") as file:
             json.dump(content, file, indent=2)
             file.write("\n")
 
 
-class _replace:
+class replaced:
     """A text file that takes the place of the old one when it is complete."""
 
     def __init__(self, path: Path) -> None:

@@ -26,6 +26,7 @@ from monai.utils.enums import CommonKeys as Keys
 
 from conrec_monai.evaluation.calibration import graded
 from conrec_monai.evaluation.metrics import REFERABLE_GRADE
+from conrec_monai.handlers.metrics_writer import replaced
 from conrec_monai.utils import duration, progress_bar
 from conrec_monai.utils.progress import SECONDS_BETWEEN_LINES
 
@@ -128,17 +129,15 @@ class PredictionWriter:
         self._close()
         seconds = max(time.monotonic() - self._began, 1e-9)
         path = self._path.with_suffix(".json")
-        temporary = path.with_name(f".{path.name}.tmp")
         head = json.dumps({"schema": 1, "classes": self.classes, "model": self.model}, indent=1, allow_nan=False)
         with (
             self._path.open(newline="", encoding="utf-8", errors="surrogateescape") as table,
-            temporary.open("w", encoding="utf-8") as file,
+            replaced(path) as file,
         ):
             file.write(head[:-2] + ',\n "predictions": [')
             for number, row in enumerate(csv.DictReader(table)):
                 file.write((",\n  " if number else "\n  ") + json.dumps(self._entry(row)))
             file.write("\n ]\n}\n")
-        os.replace(temporary, path)
         self.logger.info(
             f"{self._done} images of {self._files} files graded in {duration(seconds)}, {self._done / seconds:.1f}"
             f" images/s; {self._errors} could not be read; written to {self._path} and {path.name}"

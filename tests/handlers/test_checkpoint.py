@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,11 @@ from conrec_monai.transforms import TwoViews
 PREPROCESSING = {"image_size": 32, "resize": "squash", "field_of_view": None}
 SETTINGS = {"image_size": 32, "features": [4, 8], "seed": 0, "schedule": "warmup_cosine", "max_epochs": 3}
 EPOCH = 5  # iterations: 40 images in batches of 8
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
 def images() -> CachedImages:
     return CachedImages(load_datalist("phantom:n=40,size=32"), 32, progress=False).load()
-
-
-@pytest.fixture(autouse=True)
-def signals_are_as_before() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    yield
-    after = [signal.getsignal(number) for number in SIGNALS]
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
-    assert after == before
 
 
 class At:

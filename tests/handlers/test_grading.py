@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ PREPROCESSING = {"image_size": 32, "resize": "squash", "field_of_view": None}
 SETTINGS = {"schedule": "constant", "seed": 0}
 CLASSES = ["none", "mild", "moderate", "severe", "proliferative"]
 EPOCH = 3  # iterations: 24 images in batches of 8
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FILES = ["best.pt", "checkpoint.pt", "model.pt"]
 
 
@@ -48,16 +47,6 @@ FILES = ["best.pt", "checkpoint.pt", "model.pt"]
 def images() -> CachedImages:
     """The first 24 are trained on, the other 12 are the validation part."""
     return CachedImages(load_datalist("phantom:n=36,size=32"), 32, progress=False).load()
-
-
-@pytest.fixture(autouse=True)
-def signals_are_as_before() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    yield
-    after = [signal.getsignal(number) for number in SIGNALS]
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
-    assert after == before
 
 
 class Scores:
