@@ -79,9 +79,10 @@ def seconds_of_parts(files: Sequence[Path], output: str) -> dict[str, float]:
         start = time.perf_counter()
         array = read_image(file, min_side=grader.fitting.size)
         decoded = time.perf_counter()
-        images.append(grader.fitting.fit(array).image)
+        image = grader.fitting.fit(array)
+        images.append(image.image)
         fitted = time.perf_counter()
-        quality_warnings(array, grader.fitting.size)
+        quality_warnings(array, grader.fitting.size, image.found)
         end = time.perf_counter()
         for name, value in zip(PARTS, (decoded - start, fitted - decoded, end - fitted), strict=False):
             taken[name] += value

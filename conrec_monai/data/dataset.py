@@ -169,7 +169,8 @@ class CachedImages(Dataset):
                 elif array is None:
                     missing.append(index)
                 else:
-                    fitted, reason = self._fitting.fit(array)
+                    image = self._fitting.fit(array)
+                    fitted, reason = image.image, image.unsure
             except (ValueError, OSError) as error:
                 in_memory = isinstance(self.data[index]["image"], np.ndarray)
                 return f"item {self.ids[index]}: {error}" if in_memory else str(error)

@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 from torch import Tensor
 
-from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, NormalizeFieldOfView
+from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW, FieldOfView, NormalizeFieldOfView
 from conrec_monai.transforms.local_contrast import LocalContrast
 
 from .image_reader import read_image, to_channels
@@ -57,11 +57,16 @@ class FittedImage(NamedTuple):
 
     Attributes:
         image: uint8, C x size x size.
-        unsure: why no retina was found in it, "" where one was or none was looked for.
+        found: the retina's field of view; None where none was looked for.
     """
 
     image: Tensor
-    unsure: str
+    found: FieldOfView | None
+
+    @property
+    def unsure(self) -> str:
+        """Why no retina was found in it; "" where one was or none was looked for."""
+        return "" if self.found is None else self.found.reason
 
 
 class FitImage(Transform):
@@ -99,13 +104,13 @@ class FitImage(Transform):
             ValueError: when the shape, the type or the values are others.
         """
         if self.field_of_view is None:
-            return FittedImage(_fit(array, self.size, self.resize), "")
+            return FittedImage(_fit(array, self.size, self.resize), None)
         if self.field_of_view == "local_contrast" and array.dtype.kind == "u":
             array = array / np.float32(np.iinfo(array.dtype).max)  # enlarged differences are not to be rounded before
         array, found = NormalizeFieldOfView(self.size).normalize(array)
         if self.field_of_view == "local_contrast":
             array = LocalContrast()(array)
-        return FittedImage(_fit(array, self.size, self.resize), found.reason)
+        return FittedImage(_fit(array, self.size, self.resize), found)
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         """An image CHW -> float32 C x size x size with values in [0, 1], of 256 levels as in the training."""

@@ -196,8 +196,9 @@ class ImageStream(IterableDataset):
         entry["id"] = self._ids[number] + ("" if frame is None else f"#{frame}")
         try:
             array = read_image(path, self.channels, frame=frame, min_side=size)
-            entry["image"] = self.fitting.fit(array).image
-            entry["warnings"] = quality_warnings(array, size)
+            fitted = self.fitting.fit(array)
+            entry["image"] = fitted.image
+            entry["warnings"] = quality_warnings(array, size, fitted.found)
             if any(text.startswith("small") for text in entry["warnings"]):  # perhaps by the reader alone
                 entry["warnings"] = quality_warnings(read_image(path, self.channels, frame=frame), size)
         except Exception as error:  # whatever it is: one file does not end the others

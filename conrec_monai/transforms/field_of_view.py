@@ -116,11 +116,12 @@ class NormalizeFieldOfView(Transform):
             raise ValueError(f"height must be in (0, 1], got {height!r}.")
         self.size, self.height = size, height
 
-    def normalize(self, image: Array) -> tuple[Array, FieldOfView]:
+    def normalize(self, image: Array, found: FieldOfView | None = None) -> tuple[Array, FieldOfView]:
         """Normalizes one image, and tells what was found.
 
         Args:
             image: CHW, uint8, uint16 or floating point in [0, 1].
+            found: its field of view, where that is known; None to look for it.
 
         Returns:
             The image C[size][size] of the same type, and its field of view; no warning is logged.
@@ -129,7 +130,7 @@ class NormalizeFieldOfView(Transform):
             ValueError: when the shape, the type or the values are others.
         """
         _check(image)
-        found = find_field_of_view(image)
+        found = find_field_of_view(image) if found is None else found
         size = self.size or min(image.shape[1:])
         rows, columns = (
             _Axis(center - RADIUS * radius, 2 * RADIUS * radius, size, length)

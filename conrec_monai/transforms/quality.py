@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from conrec_monai.transforms.field_of_view import NormalizeFieldOfView, field_of_view_mask
+from conrec_monai.transforms.field_of_view import FieldOfView, NormalizeFieldOfView, field_of_view_mask
 
 __all__ = ["quality_warnings"]
 
@@ -26,7 +26,7 @@ FLAT = 0.017
 GRAY = 2 / 255
 
 
-def quality_warnings(image: np.ndarray, size: int) -> list[str]:
+def quality_warnings(image: np.ndarray, size: int, field_of_view: FieldOfView | None = None) -> list[str]:
     """What may make the grade of a fundus photograph unreliable.
 
     The field of view is found and brought to a circle of 128 pixels (:class:`NormalizeFieldOfView`), in which colors
@@ -36,6 +36,7 @@ def quality_warnings(image: np.ndarray, size: int) -> list[str]:
     Args:
         image: CHW, uint8, uint16 or floating point in [0, 1].
         size: side in pixels of the square that the network takes.
+        field_of_view: of the image, where it is known; None to look for it.
 
     Returns:
         Some of, in this order:
@@ -51,7 +52,7 @@ def quality_warnings(image: np.ndarray, size: int) -> list[str]:
     Raises:
         ValueError: when the shape, the type or the values are others.
     """
-    normal, found = NormalizeFieldOfView(SIDE).normalize(image)
+    normal, found = NormalizeFieldOfView(SIDE).normalize(image, field_of_view)
     x = normal.astype(np.float32)
     if normal.dtype.kind == "u":
         x /= np.iinfo(normal.dtype).max
