@@ -52,7 +52,6 @@ LEVELS = (16, 28, 44, 8)  # of 255, above the surround: tried until a border is 
 SAMPLES = 100  # tried shapes of each kind
 POINTS = 160  # of the border, on which they are compared
 SECTORS = 72
-ASPECT = 20  # of the sides, beyond which an image is refused
 CLEAN = 0.95  # share of a border that lies on the ellipse
 
 
@@ -286,12 +285,10 @@ def find_field_of_view(image: Array) -> FieldOfView:
         to 2, bright inside, its center well within the image.
 
     Raises:
-        ValueError: when the shape, the type or the values are others, or a side is over 20 times the other.
+        ValueError: when the shape, the type or the values are others.
     """
     _check(image)
     height, width = image.shape[1:]
-    if max(height, width) > ASPECT * min(height, width):
-        raise ValueError(f"{width} x {height} pixels are no photograph: a side is over {ASPECT} times the other.")
     step = max(1, math.ceil(max(height, width) / SIDE))
     level = _level(image, step)
     surround = float(np.percentile(level, 1))
@@ -311,7 +308,8 @@ def find_field_of_view(image: Array) -> FieldOfView:
 
 def _level(image: Array, step: int) -> Array:
     """The brightest channel of every step-th pixel (HW float32 in 0 .. 255), slightly smoothed."""
-    x = image[:, step // 2 :: step, step // 2 :: step].max(axis=0)
+    rows, columns = (slice(min(step // 2, length - 1), None, step) for length in image.shape[1:])  # one at least
+    x = image[:, rows, columns].max(axis=0)
     scale = 255 if np.issubdtype(x.dtype, np.floating) else 255 / np.iinfo(x.dtype).max
     return ndimage.uniform_filter(x.astype(np.float32) * np.float32(scale), 3, mode="nearest")
 

@@ -232,6 +232,12 @@ def test_any_image_is_taken(channels, height, width, high, seed):
     assert (_seen(result) == field_of_view_mask(16)).all() and all(np.isfinite(found[:4]))
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 3000), (1, 3000, 2), (3, 1, 1)])
+def test_long_and_narrow_images_are_taken(shape):
+    result, found = NormalizeFieldOfView(16).normalize(np.full(shape, 200, dtype=np.uint8))
+    assert (_seen(result) == field_of_view_mask(16)).all() and found.reason
+
+
 def test_mistakes():
     for size in (0, 2.5, True):
         with pytest.raises(ValueError, match="^size must be at least 1 pixel, or None, got"):
