@@ -14,9 +14,10 @@
     python benchmarks/grading.py --output grading.json [--data FOLDER]
 
 The inference of the bundle fundus_dr_grading with its example weights: files are read, brought to the network's input,
-looked at for warnings, graded and written as rows. Without --data: drawn fundus photographs as JPEG files. The parts
-are timed in one thread, image by image; "end to end" is the whole with --threads threads that decode. The memory is
-the peak of a process of its own that grades the files once, and four times as many.
+looked at for warnings, graded and written as rows, without attention maps. Without --data: drawn fundus photographs as
+JPEG files. The parts are timed in one thread, image by image (the network in batches of 64); "end to end" is the whole,
+with --threads threads that decode and as many for PyTorch. The memory is the peak of a process of its own that grades
+the files once, and four times as many.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ from conrec_monai.transforms import quality_warnings
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "fundus_dr_grading"
 PARTS = ("decode", "preprocess", "warnings", "network")
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from grading import infer
 infer(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not ru_maxrss, which begins with the peak of the process that started this one.
+status = Path("/proc/self/status").read_text()
+print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 
@@ -96,7 +100,7 @@ def seconds_of_parts(files: Sequence[Path], output: str) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser(__doc__, repeats=5)
+    options = parser(__doc__, repeats=3)
     options.add_argument("--images", type=int, default=200, help="number of files (default %(default)s)")
     options.add_argument("--size", type=int, default=1024, help="pixels a side of drawn ones (default %(default)s)")
     options.add_argument("--data", help="folder of photographs; drawn ones without")
@@ -119,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         whole, parts = [], []
         for _ in range(args.repeats + 1):  # the first round reads the files from disk
             whole.append(infer(str(lists[1]), output, args.threads))
+            torch.set_num_threads(1)
             parts.append(seconds_of_parts(files, output))
+            torch.set_num_threads(args.threads)
         command = [sys.executable, "-W", "ignore", "-c", PEAK, str(Path(__file__).parent)]
         peaks = {
             times: float(

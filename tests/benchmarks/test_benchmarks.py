@@ -32,7 +32,7 @@ from PIL import Image
 from conrec_monai.data import phantom_arrays
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = ("common", "data", "embedding", "lars", "nt_xent", "options", "step", "table", "views")
+SCRIPTS = ("common", "data", "embedding", "grading", "lars", "nt_xent", "options", "step", "table", "views")
 
 
 def _scripts() -> dict[str, ModuleType]:
@@ -268,6 +268,22 @@ def test_embedding(tmp_path: Path) -> None:
         assert results["images_per_second"][name] == pytest.approx(60 / value["median"])
     assert list(results["share"]) == phases and all(0 < share < 1 for share in results["share"].values())
     assert_spread(results["one_by_one_over_embed"])
+
+
+# --- grading ----------------------------------------------------------------------------------------------------------
+
+
+def test_grading(tmp_path: Path) -> None:
+    results = run("grading", tmp_path, "--images", "5", "--size", "160")
+    assert results["files"] == 5 and results["kilobytes_per_file"] > 1
+    assert_spread(results["images_per_second"])
+    parts = ["decode", "preprocess", "warnings", "network"]
+    assert list(results["milliseconds_per_image"]) == list(results["share"]) == parts
+    assert sum(share["median"] for share in results["share"].values()) == pytest.approx(1, abs=0.2)
+    once, more = results["peak_mebibytes"].values()
+    assert 100 < once < 4000 and 100 < more < 4000
+    text = table.page({"grading": json.loads((tmp_path / "results" / "grading.json").read_text())})
+    assert "## Grading of files" in text and "5 JPEG files" in text and "| decode |" in text
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
