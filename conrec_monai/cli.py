@@ -323,7 +323,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         nargs="+",
         help="what differs from the published settings of the last three protocols: optimizer, learning_rate,"
-        " weight_decay, batch_size, epochs, augmentation",
+        " schedule, weight_decay, batch_size, epochs, augmentation",
     )
     parser.add_argument("--densenet", metavar="WEIGHTS", help="add a DenseNet121: random, imagenet or a file")
     parser.add_argument(

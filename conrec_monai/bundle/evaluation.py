@@ -62,7 +62,7 @@ DEFAULT_PROTOCOLS = ("linear", "levels", "knn")
 KEYS = ("image_key", "label_key", "group_key", "split_key")
 TEST = "test_"  # begins the names of those of the data set to test on
 # Of the fine-tuning, what a user may change.
-TUNABLE = ("optimizer", "learning_rate", "weight_decay", "batch_size", "epochs", "augmentation")
+TUNABLE = ("optimizer", "learning_rate", "schedule", "weight_decay", "batch_size", "epochs", "augmentation")
 
 
 def evaluate_checkpoints(
@@ -113,7 +113,7 @@ def evaluate_checkpoints(
         fractions: shares of the training labels, for label-efficiency curves.
         fraction_repeats: draws of each share below 1, per fold.
         fine_tuning: what differs from the publication's settings in the last three protocols: some of optimizer,
-            learning_rate, weight_decay, batch_size, epochs, augmentation.
+            learning_rate, schedule, weight_decay, batch_size, epochs, augmentation.
         densenet: adds a DenseNet121: "random", "imagenet" (downloaded once) or the file of its weights.
         untrained_seeds: of the encoders with random weights.
         field_of_view: None as each checkpoint was trained, or "normalize" or "local_contrast"; see

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import LrScheduleHandler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from conrec_monai.data import EpochBatchSampler, batched
@@ -30,7 +32,7 @@ from conrec_monai.losses import CumulativeBCELoss
 from conrec_monai.networks.nets import EncoderClassifier
 from conrec_monai.networks.nets.encoders import check_encoder
 from conrec_monai.networks.utils import check_weights, untrained_like
-from conrec_monai.optimizers import OPTIMIZERS, build_optimizer
+from conrec_monai.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
 from conrec_monai.transforms import BatchRandTransform, RandCropFlip, RandZoomFlip
 from conrec_monai.utils import duration, progress_bar
 from conrec_monai.utils.progress import SECONDS_BETWEEN_LINES
@@ -57,7 +59,7 @@ class FineTuneSettings:
 
     Attributes:
         optimizer: "lars", "sgd" (Nesterov momentum 0.9), "adam" or "adamw".
-        learning_rate: constant, of encoder and head.
+        learning_rate: of encoder and head.
         batch_size: images per iteration, at least 2; all of a training part that is smaller.
         epochs: passes over the training part. The last one counts: no score chooses among them.
         augmentation: "zoom_flip" (:class:`conrec_monai.transforms.RandZoomFlip`), "crop_flip"
@@ -65,6 +67,10 @@ class FineTuneSettings:
         weight_decay: of the encoder.
         freeze: train the head alone, on an encoder that stays as it is, its batch-norm statistics included.
         init: "pretrained" (the encoder's weights) or "scratch" (random ones, the same architecture).
+        schedule: of the learning rate: "constant", as published, or "warmup_cosine"
+            (:func:`conrec_monai.optimizers.build_schedule`). Rates far above the published one need the latter: while
+            weights still move, the running statistics of batch norm lag behind them, and what the network predicts in
+            evaluation can be far from what it learned.
 
     Raises:
         ValueError: when a value is out of its range.
@@ -78,12 +84,14 @@ class FineTuneSettings:
     weight_decay: float = 0.0
     freeze: bool = False
     init: str = "pretrained"
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("augmentation", self.augmentation, (*AUGMENTATIONS, None)),
             ("init", self.init, INITS),
+            ("schedule", self.schedule, SCHEDULES),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
@@ -218,6 +226,7 @@ def predict_fine_tuned(
                 optimizer = build_optimizer(
                     settings.optimizer, network, settings.learning_rate, settings.weight_decay, head="head"
                 )
+                schedule = build_schedule(settings.schedule, optimizer, len(loader), settings.epochs)
                 trainer = FineTuner(
                     device,
                     settings.epochs,
@@ -229,7 +238,8 @@ def predict_fine_tuned(
                     trainer_seed,
                     autocast,
                     [
-                        *([] if store is None else [_KeepState(store, number)]),
+                        LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+                        *([] if store is None else [_KeepState(store, number, schedule)]),
                         *([] if log is None else [log.of_fold(number, n)]),
                     ],
                 )
@@ -340,8 +350,8 @@ class _Part(Dataset):
 class _KeepState:
     """Keeps the state of a training at the end of epochs, not too often, and lets the training go on from it."""
 
-    def __init__(self, store: FoldStore, fold: int) -> None:
-        self.store, self.fold = store, fold
+    def __init__(self, store: FoldStore, fold: int, schedule: LambdaLR) -> None:
+        self.store, self.fold, self.schedule = store, fold, schedule
         self.written = time.monotonic()
 
     def attach(self, engine: FineTuner) -> None:
@@ -354,6 +364,7 @@ class _KeepState:
             return
         try:
             check_weights(engine.network, state["network"], "the state of the training")
+            self.schedule.load_state_dict(state["schedule"])
         except (AttributeError, KeyError, TypeError, ValueError):  # of another release, say: the fold starts again
             return
         engine.network.load_state_dict(state["network"])
@@ -362,7 +373,12 @@ class _KeepState:
     def _epoch(self, engine: FineTuner) -> None:
         if engine.state.epoch < engine.state.max_epochs and time.monotonic() - self.written >= SECONDS_BETWEEN_STATES:
             self.store.put_state(
-                self.fold, {"network": engine.network.state_dict(), "training": engine.training_state()}
+                self.fold,
+                {
+                    "network": engine.network.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "training": engine.training_state(),
+                },
             )
             self.written = time.monotonic()
 

@@ -116,6 +116,7 @@ def test_every_protocol_has_settings_for_any_source() -> None:
         ({"optimizer": "rmsprop"}, "optimizer must be one of lars, sgd, adam, adamw, got 'rmsprop'"),
         ({"augmentation": "flip"}, "augmentation must be one of zoom_flip, crop_flip, None, got 'flip'"),
         ({"init": "random"}, "init must be one of pretrained, scratch, got 'random'"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, warmup_cosine, got 'cosine'"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"batch_size": 8.0}, "batch_size"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
@@ -172,9 +173,35 @@ def test_test_images_are_neither_augmented_nor_learned_from(phantoms: tuple) -> 
 # --- folds, seeds, going on -------------------------------------------------------------------------------------------
 
 
-def test_going_on_gives_the_same_numbers(phantoms: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# 5 epochs of 2 iterations: a tenth of them, the first, warms up from 0, then half a cosine.
+COSINE = [0.0, *(0.5 * (1 + math.cos(math.pi * step / 9)) for step in range(9))]
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", [1.0] * 10), ("warmup_cosine", COSINE)])
+def test_learning_rate_of_every_iteration(
+    phantoms: tuple, monkeypatch: pytest.MonkeyPatch, schedule: str, factors: list[float]
+) -> None:
+    settings = FineTuneSettings("sgd", 0.01, 16, 5, None, schedule=schedule)
+    folds = [(np.arange(32), np.arange(32, 60))]
+    rates: list[list[float]] = []
+    step = torch.optim.SGD.step
+
+    def recorded(self: torch.optim.SGD, *args: Any) -> None:
+        rates.append([group["lr"] for group in self.param_groups])
+        step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    predict(phantoms, folds=folds, settings=settings)
+    assert np.ptp(rates, axis=1).max() == 0  # encoder and head
+    assert [rate[0] for rate in rates] == pytest.approx([0.01 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_going_on_gives_the_same_numbers(
+    phantoms: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
     """Interrupted within its second fold, a run takes the first from the store and finishes the second."""
-    settings = replace(QUICK, init="scratch", epochs=4)
+    settings = replace(QUICK, init="scratch", epochs=4, schedule=schedule)
     whole = predict(phantoms, settings=settings, seed=3)
     other = predict(phantoms, settings=settings, seed=4).folds[0]
     assert not np.array_equal(other.probabilities, whole.folds[0].probabilities)
