@@ -17,6 +17,7 @@ as they are, for they use nothing but ``spec.input``, ``spec.output``, ``receive
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from conrec_monai import load_model, load_preprocessing
+from conrec_monai.bundle import guarded
 from conrec_monai.evaluation import graded
 from conrec_monai.networks.utils import read_checkpoint
 
@@ -38,7 +40,7 @@ class GradingOperator:
 
     def __init__(self, model_path: str | Path) -> None:
         self.network = load_model(model_path)
-        self.prepare = load_preprocessing(model_path)
+        self.read, self.fit = load_preprocessing(model_path).transforms  # path -> array -> float32 CHW in [0, 1]
         grading = read_checkpoint(model_path).get("grading") or {}
         if not grading.get("validation"):
             raise ValueError(f"{model_path} is no calibrated model.pt of a fine-tuning.")
@@ -49,7 +51,7 @@ class GradingOperator:
         spec.output("grade")
 
     def compute(self, op_input: Any, op_output: Any, context: Any = None) -> None:
-        image = self.prepare(op_input.receive("image"))
+        image = self.fit(self.read(op_input.receive("image")))
         with torch.inference_mode():
             probabilities = self.network(image[None]).numpy()
         grade = int(graded([0], probabilities, self.network.task).predicted[0])
@@ -58,17 +60,26 @@ class GradingOperator:
 
 
 def main(model: str, *images: str) -> list[dict[str, Any]]:
-    """Runs the operator on each image as an application would."""
+    """Runs the operator on each image as an application would; the results of those that can be read."""
     operator = GradingOperator(model)
     results: list[dict[str, Any]] = []
     for image in images:
-        operator.compute(
-            SimpleNamespace(receive=lambda port, image=image: image),
-            SimpleNamespace(emit=lambda value, port: results.append(value)),
-        )
-        print(image, results[-1])
+        try:
+            operator.compute(
+                SimpleNamespace(receive=lambda port, image=image: image),
+                SimpleNamespace(emit=lambda value, port: results.append(value)),
+            )
+        except (ValueError, OSError) as error:  # the others are graded all the same
+            print(f"Error: {error}", file=sys.stderr)
+        else:
+            print(image, results[-1])
     return results
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="model.pt of a fine-tuning")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    options = parser.parse_args()
+    results = guarded(main, options.model, *options.images)  # a mistake ends in one line
+    sys.exit(0 if len(results) == len(options.images) else 1)

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from conrec_monai import load_encoder, load_preprocessing
+from conrec_monai.bundle import guarded
 from conrec_monai.data import load_datalist
 
 
@@ -42,18 +43,32 @@ class Embedding(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, paths) -> np.ndarray:
-        encoder, prepare = load_encoder(self.checkpoint), load_preprocessing(self.checkpoint)
+        encoder = load_encoder(self.checkpoint)
+        read, fit = load_preprocessing(self.checkpoint).transforms  # path -> array -> float32 CHW in [0, 1]
         parts = []
         with torch.inference_mode():
             for start in range(0, len(paths), self.batch_size):
-                images = torch.stack([prepare(path) for path in paths[start : start + self.batch_size]])
+                images = torch.stack([fit(read(path)) for path in paths[start : start + self.batch_size]])
                 parts.append(encoder(images).numpy())
         return np.concatenate(parts)
 
 
+def labelled_files(dataset: str) -> list[dict]:
+    """The items of a data set that have a label: {"image": path, "label": int, "group": ..., "split": ...}."""
+    items = load_datalist(dataset)
+    chosen = [item for item in items if item["label"] is not None]
+    if len({item["label"] for item in chosen}) < 2:
+        raise ValueError(f"{dataset}: {len(chosen)} of {len(items)} images have a label; 2 classes are needed.")
+    if any(isinstance(item["image"], np.ndarray) or "frame" in item for item in chosen):
+        raise ValueError(f"{dataset}: this example reads files of one picture each, no arrays and no frames.")
+    if len(chosen) < len(items):
+        print(f"{len(items) - len(chosen)} of {len(items)} images have no label and are left out")
+    return chosen
+
+
 def main(checkpoint: str, dataset: str) -> float:
     """Mean balanced accuracy of a logistic regression on frozen representations, over 5 folds."""
-    items = load_datalist(dataset)
+    items = labelled_files(dataset)
     paths, labels = [item["image"] for item in items], [item["label"] for item in items]
     features = Embedding(checkpoint).fit_transform(paths)  # once: the folds do not change it
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=10_000, class_weight="balanced"))
@@ -65,4 +80,7 @@ def main(checkpoint: str, dataset: str) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="ENCODER", help="encoder.pt of a pretraining")
+    parser.add_argument("dataset", metavar="DATASET", help="photographs in class folders, or a table of them")
+    guarded(main, **vars(parser.parse_args()))  # a mistake ends in one line

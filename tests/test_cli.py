@@ -390,9 +390,16 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("input: name image, layout BCHW, channels RGB") and "image_size 16" in lines[0]
     assert lines[1] == "output: name output, meaning representation, size 8"
     assert lines[2] == f"written: {target}, which gives what PyTorch does, within 1e-4"
+    plain = Path(__file__).parents[1] / "bundles" / "conrec_pretraining" / "models" / "model.pt"
     for arguments, message in (
         ([str(source), str(target)], f"{target} exists; it is not overwritten."),
         ([str(source), "encoder.h5"], "the target must end in .ts (TorchScript) or .onnx, got encoder.h5."),
+        (
+            [str(plain), "a.ts"],
+            f"{plain} holds plain weights without architecture and preprocessing, as models/model.pt of a MONAI bundle"
+            " does: its own configs and MONAI's ckpt_export and onnx_export take that. Expected: encoder.pt or model.pt"
+            " of a run.",
+        ),
         ([str(tmp_path / "none.pt"), "a.ts"], f"no checkpoint at {tmp_path / 'none.pt'}: no such file."),
     ):
         assert main(["export", *arguments]) == 1

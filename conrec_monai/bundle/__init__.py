@@ -35,7 +35,7 @@ from .training import (
     recipe_values,
     training_settings,
 )
-from .user_errors import guarded
+from .user_errors import check_overrides, guarded
 
 __all__ = [
     "Grader",
@@ -45,6 +45,7 @@ __all__ = [
     "check_inference",
     "check_network",
     "check_output_dir",
+    "check_overrides",
     "check_training",
     "checked_datalist",
     "decode",

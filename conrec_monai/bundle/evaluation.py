@@ -21,7 +21,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -555,10 +555,7 @@ class _Decoded:
         do not; those of the other set are then compared with them at that size.
         """
         logging.getLogger("conrec_monai").info(f"searching {len(chosen)} images for duplicates")
-        sizes = [
-            min([DUPLICATES_SIZE, *(min(item["image"].shape[1:]) for item in part.data if _is_array(item))])
-            for part in self.sets
-        ]
+        sizes = [duplicates_size(part.data) for part in self.sets]
         groups = duplicate_groups(*self._whole(sizes, chosen))
         if len(set(sizes)) > 1:
             groups += duplicate_groups(*self._whole([min(sizes)] * len(sizes), chosen))
@@ -596,8 +593,10 @@ class _Decoded:
         self.labels = torch.cat(labels).numpy()
 
 
-def _is_array(item: Mapping[str, Any]) -> bool:
-    return isinstance(item["image"], np.ndarray)
+def duplicates_size(data: Iterable[Mapping[str, Any]]) -> int:
+    """Side in pixels at which duplicates are searched for among these images: 64, or that of the smallest array."""
+    arrays = (item["image"] for item in data if isinstance(item["image"], np.ndarray))
+    return min([DUPLICATES_SIZE, *(min(array.shape[1:]) for array in arrays)])
 
 
 def _candidates(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conrec_monai.bundle.evaluation import DUPLICATES_SIZE
+from conrec_monai.bundle.evaluation import duplicates_size
 from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
 from conrec_monai.data import DR_GRADES, CachedImages, Datalist
 from conrec_monai.data.preprocessing import RESIZES
@@ -80,8 +80,8 @@ class GradingStart(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Positions of the images of each part; the weight of each grade in the loss (None for equal ones); and id, label
-    and part of each image of training and validation part, by which a run that goes on is compared."""
+    """Positions of the images of each part; the weight of each grade in the loss (None for equal ones); and id, label,
+    part and content of each image of training and validation part, by which a run that goes on is compared."""
 
     train: list[int]
     validation: list[int]
@@ -162,12 +162,15 @@ def load_start(
             network = DenseNetEncoder(in_channels, densenet_weights)
             source = f"DenseNet121, {'random' if densenet_weights is None else densenet_weights} weights"
         elif encoder != RANDOM:
+            if not Path(encoder).exists():
+                raise FileNotFoundError(
+                    f"no checkpoint at {encoder}: no such file (encoder must be a path, {RANDOM} or {DENSENET})."
+                )
             network, content = load_encoder(encoder), read_checkpoint(encoder)
             preprocessing = {name: content["preprocessing"][name] for name in DEFAULTS}
             pretraining = content.get("pretraining")
             if content["kind"] in ("EncoderClassifier", "GradingNet"):
-                run = content.get("grading") or pretraining or {}  # a checkpoint.pt calls its own run so
-                labeled = run.get("image_hashes")
+                labeled = (content.get("grading") or {}).get("image_hashes")
             source = f"{type(network).__name__} of {encoder}"
         else:
             if pooling not in ("attention", "average"):
@@ -341,7 +344,8 @@ def grading_split(dataset: CachedImages, settings: Mapping[str, Any], num_classe
     if len(classes) < 2:
         raise ValueError(f"the training part has the grade {classes.tolist()} alone; at least 2 are needed.")
     _check_batch_size(parts, settings)
-    identity = [{"id": f"{dataset.ids[i]} {labels[i]} {parts[i]}"} for i in np.flatnonzero(np.isin(parts, PARTS[:2]))]
+    learned = np.flatnonzero(np.isin(parts, PARTS[:2]))
+    identity = [{"id": f"{dataset.ids[i]} {labels[i]} {parts[i]} {dataset.hashes[i]}"} for i in learned]
     path = Path(settings["output_dir"]) / CHECKPOINT
     if path.is_file():
         check_resume(path, settings, identity)
@@ -375,7 +379,7 @@ def image_groups(dataset: CachedImages, group_duplicates: bool) -> tuple[np.ndar
     found: list[list[int]] = []
     if group_duplicates:
         whole = CachedImages(
-            dataset.data, DUPLICATES_SIZE, "squash", 3, dataset.num_workers, cache_dir=dataset.cache_dir
+            dataset.data, duplicates_size(dataset.data), "squash", 3, dataset.num_workers, cache_dir=dataset.cache_dir
         )
         found = duplicate_groups(whole.images)
     return complete_groups(merge_groups(dataset.groups, found)), found

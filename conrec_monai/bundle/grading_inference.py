@@ -36,6 +36,7 @@ from conrec_monai.evaluation import (
 )
 from conrec_monai.evaluation.evaluate import plain_values
 from conrec_monai.handlers.health import has_attention
+from conrec_monai.handlers.metrics_writer import replaced
 from conrec_monai.networks.nets import GradingNet
 from conrec_monai.networks.utils import load_model, read_checkpoint
 from conrec_monai.version import __version__
@@ -115,7 +116,7 @@ def grading_files(dataset_dir: Any) -> list[tuple[str, Path]]:
     """:func:`conrec_monai.data.image_files` of what a user typed.
 
     Raises:
-        FileNotFoundError, ValueError: see there; and for another type.
+        FileNotFoundError, ValueError: see there; and for another type, of it or of an entry.
     """
     if not isinstance(dataset_dir, str | os.PathLike | list | tuple) or not dataset_dir:
         raise ValueError(f"dataset_dir must be a folder, a file or a list of files, got {dataset_dir!r}.")
@@ -200,7 +201,14 @@ def evaluate_grader(
     grader = load_grader(checkpoint, architecture, preprocessing, classes)
     if not isinstance(group_duplicates, bool):
         raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
-    data = grading_data(dataset_dir, section, on_error, **keys)
+    if section is not None and not isinstance(section, str):
+        raise ValueError(f"section must be the name of one split, got {section!r}.")
+    # All of it: patients of what the network has learned from may be in another section.
+    data = grading_data(dataset_dir, None, on_error, **keys)
+    sections = {item["split"] for item in data}
+    if section is not None and section not in sections:
+        known_names = ", ".join(sorted(name for name in sections if name is not None)) or "none"
+        raise ValueError(f"{dataset_dir} has no section {section!r} with grades, available: {known_names}.")
     places = _places(data, grader.classes, dataset_dir)
     output = check_output_dir(output_dir, "evaluation_dir")
     fitting = grader.fitting
@@ -214,16 +222,20 @@ def evaluate_grader(
         on_error=on_error,
         field_of_view=fitting.field_of_view,
     )
+    for name in ("skipped", "unsure"):  # of an earlier evaluation
+        (output / f"{name}.csv").unlink(missing_ok=True)
     decode(output, images)
     groups, _ = image_groups(images, group_duplicates)
     known = np.zeros(len(images), dtype=bool) if grader.seen is None else torch.isin(images.hashes, grader.seen).numpy()
     related = known if groups is None else np.isin(groups, groups[known])
     splits = [item.get("split") for item in images.data]
     official = section is None and "test" in splits and bool({"train", "training"} & set(splits))
-    asked = np.array([split == "test" or not official for split in splits])
+    chosen = "test" if official else section
+    asked = np.array([chosen is None or split == chosen for split in splits])
     kept = np.flatnonzero(asked & ~related)
     if not len(kept):
-        raise ValueError(f"the network has learned from all {asked.sum()} images of {dataset_dir}, or their patients.")
+        place = f"section {section} of {dataset_dir}" if section else dataset_dir
+        raise ValueError(f"the network has learned from all {asked.sum()} images of {place}, or their patients.")
     network = grader.network.to(device)
     parts = []
     with torch.inference_mode():
@@ -248,7 +260,7 @@ def evaluate_grader(
     )
     confusion = np.zeros((count, count), dtype=int)
     np.add.at(confusion, (labels[kept], said.predicted), 1)
-    with (output / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replaced(output / "predictions.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "grade", *(f"p_{i}" for i in range(count))])
         for row, i in enumerate(kept):
@@ -286,25 +298,28 @@ def evaluate_grader(
         "versions": {"conrec_monai": __version__, "torch": torch.__version__},
     }
     path = output / "metrics.json"
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with replaced(path) as file:
+        file.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     lines = []
     for name, entry in metrics.items():
-        value, (low, high) = entry["value"], entry["interval"]
+        value, bounds = entry["value"], entry["interval"]
         if value is not None:
-            lines.append(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+            shown = "no interval" if None in bounds else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+            lines.append(f"{name}: {value:.3f} {shown}")
     print("\n".join([*lines, *(f"- {statement}" for statement in statements)]))
     print(f"Written to {path} and {output / 'predictions.csv'}")
     return result
 
 
 def _places(data: Datalist, classes: Sequence[str], dataset_dir: str | os.PathLike) -> list[int]:
-    """The grade of the network for each label of a data set, by its name where it has one: a number, or a name that the
-    network knows."""
+    """The grade of the network for each label of a data set, by its name: one that the network knows or, where none of
+    these is a number, the number of a grade."""
     names = data.info.class_names
     if names is None:
         names = [str(i) for i in range(1 + max(item["label"] for item in data))]
-    known = {name.casefold(): place for place, name in enumerate(classes)}
-    known |= {str(place): place for place in range(len(classes))}
+    known = {name.strip().casefold(): place for place, name in enumerate(classes)}
+    if not any(name.isdecimal() for name in known):  # else a number is a name, not a place
+        known |= {str(place): place for place in range(len(classes))}
     used = {item["label"] for item in data}
     wrong = [name for label, name in enumerate(names) if label in used and name.strip().casefold() not in known]
     if wrong:

@@ -27,7 +27,7 @@ from .image_reader import count_frames
 from .layouts import DR_GRADES, Found, Item, Layout, lost_item, make_item, shown, some, subfolders, visible
 from .layouts_folders import SPLIT_FOLDERS, class_folders, flat_folder
 from .layouts_lists import dogs, flowers
-from .layouts_tables import aptos, csv_table, eyepacs, idrid, messidor
+from .layouts_tables import aptos, csv_table, eyepacs, idrid, messidor, unused_tables
 from .phantom import phantom_arrays
 from .synthetic import CIRCLE_SQUARE, RECTANGLE_TRIANGLE, circle_square_arrays, rectangle_triangle_arrays
 
@@ -189,6 +189,8 @@ def load_datalist(
     if keys and not layout.has_columns:
         names = ", ".join(f"{role}_key" for role in keys)
         raise ValueError(f"{path}: {names} cannot be used, for it is no table of images but: {layout.name}")
+    if layout.source == "folder" and (hint := unused_tables(Path(path).expanduser())):
+        logging.getLogger("conrec_monai").warning(f"{path}: images without labels; {hint}")
     items, lost = _frames(found.items)
     if lost and on_error == "raise":
         raise ValueError(_first(lost))
@@ -247,7 +249,11 @@ def _recognize(path: Path, keys: Mapping[str, str]) -> tuple[Layout, Found]:
         if found is not None:
             return layout, found
     looked_for = "; ".join(layout.name for layout in (*_LAYOUTS, *_DRAWN.values()))
-    raise ValueError(f"{path} is no data set that can be read. Looked for: {looked_for}. Found: {_describe(path)}.")
+    hint = unused_tables(path)
+    raise ValueError(
+        f"{path} is no data set that can be read. Looked for: {looked_for}. Found: {_describe(path)}."
+        + (f" Perhaps: {hint}." if hint else "")
+    )
 
 
 def _frames(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:

@@ -30,8 +30,8 @@ __all__ = [
     "Item",
     "Layout",
     "holds_images",
-    "image_files",
     "image_folders",
+    "images_in",
     "lost_item",
     "make_item",
     "shown",
@@ -171,7 +171,7 @@ def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in visible(folder) if entry.is_dir()]
 
 
-def image_files(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Return the images directly in a folder, sorted by name.
 
     Raises:

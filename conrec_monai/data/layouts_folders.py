@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .layouts import Found, holds_images, image_files, make_item, some, subfolders
+from .layouts import Found, holds_images, images_in, make_item, some, subfolders
 
 __all__ = ["SPLIT_FOLDERS", "class_folders", "flat_folder"]
 
@@ -30,7 +30,7 @@ def class_folders(path: Path, keys: Mapping[str, str]) -> Found | None:
     if is_split and len({folder.name.lower() for folder in tops}) < len(tops):
         raise ValueError(f"{path} holds two folders of one split: {some(folder.name for folder in tops)}")
     parents = {folder.name.lower(): folder for folder in tops} if is_split else {None: path}
-    images = {split: {sub.name: image_files(sub) for sub in subfolders(top)} for split, top in parents.items()}
+    images = {split: {sub.name: images_in(sub) for sub in subfolders(top)} for split, top in parents.items()}
     if not any(files for classes in images.values() for files in classes.values()):
         return None
     names = sorted({name for classes in images.values() for name in classes})
@@ -42,7 +42,7 @@ def class_folders(path: Path, keys: Mapping[str, str]) -> Found | None:
         missing = [name for name in names if name not in images[split]]
         if missing:
             raise ValueError(f"{top} has no folder for class {some(missing)}, which another split has")
-        loose = image_files(top)
+        loose = images_in(top)
         if loose:
             raise ValueError(f"{top} holds both class folders and images of its own ({loose[0].name}, ...)")
     other = [name for name in names if name.lower() in _OTHER_SPLITS]
@@ -68,10 +68,10 @@ def class_folders(path: Path, keys: Mapping[str, str]) -> Found | None:
 
 
 def flat_folder(path: Path, keys: Mapping[str, str]) -> Found | None:
-    files = image_files(path)
+    files = images_in(path)
     if not files:
         return None
-    deeper = [folder.name for folder in subfolders(path) if image_files(folder)]
+    deeper = [folder.name for folder in subfolders(path) if images_in(folder)]
     if deeper:
         raise ValueError(f"{path} holds both images and subfolders with images ({some(deeper)})")
     return Found([make_item(file, file.name) for file in files])

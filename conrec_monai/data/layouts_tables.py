@@ -34,7 +34,7 @@ from .layouts import (
     visible,
 )
 
-__all__ = ["aptos", "csv_table", "eyepacs", "idrid", "messidor"]
+__all__ = ["aptos", "csv_table", "eyepacs", "idrid", "messidor", "unused_tables"]
 
 # IDRiD (Porwal et al., Data 2018, 3(3), 25): hard exudates, and whether within one disc diameter of the macula center.
 _EDEMA_RISK = ("No exudates", "Exudates far from macula", "Exudates near macula")
@@ -144,6 +144,22 @@ def csv_table(path: Path, keys: Mapping[str, str]) -> Found | None:
             return None
     parts = [_Part(tables[0], ImageFinder(image_folders(tables[0].parent)))]
     return _read(parts, keys, {role: role for role in _ROLES}, optional=("label", "group", "split"))
+
+
+def unused_tables(path: Path) -> str:
+    """Return why the tables in a folder are not read as tables of images, in words; "" where that is not known."""
+    tables = _tables(path) if path.is_dir() else []
+    if len(tables) > 1:
+        return (
+            f"it holds {len(tables)} tables ({some(table.name for table in tables)}): name one in place of the folder"
+        )
+    columns = _peek(tables[0]) if tables else []
+    if not tables or "image" in columns:
+        return ""
+    return (
+        f"{shown(tables[0].name)} has no column image, only {some(columns) or 'none'}: image_key and label_key name"
+        " others (--image_key, --label_key)"
+    )
 
 
 # --- Reading of tables ------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from torch.utils.data import IterableDataset
 
 from conrec_monai.transforms.quality import quality_warnings
 
-from .image_reader import count_frames, is_image_name, read_image
-from .layouts import shown
+from .image_reader import IMAGE_SUFFIXES, count_frames, is_image_name, read_image, to_channels
+from .layouts import shown, some
 from .preprocessing import FitImage
 
 __all__ = ["ImageStream", "image_files"]
@@ -34,24 +35,36 @@ __all__ = ["ImageStream", "image_files"]
 MAX_FRAMES = 10_000  # of a file
 AHEAD = 4  # files per thread that are decoded ahead of the one that is wanted
 
+# Suffixes that a message may tell; any other may be a part of a patient's name.
+_TOLD_SUFFIXES = {
+    f".{word}"
+    for word in (
+        "avi avif bak bin csv cr2 dat db dng doc docx e2e fda fds gif gz hdr heic heif htm html img ini jp2 json log"
+        " mat md mha mhd mov mp4 npy npz nrrd pdf pgm ppm psd raw svg tar tsv txt webp xls xlsx xml yaml yml zip"
+    ).split()
+}
+
 
 def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[str, Path]]:
-    """The image files of a folder or a list; none is opened but those without a suffix.
+    """The image files of a folder or a list; of those that are named as images none is opened.
 
     Args:
         source: a folder (with all folders in it, but for links to others: files whose names end as those of images, and
-            files without a suffix that are DICOM files; hidden ones are passed over), an image file, a list of paths,
-            or a file that holds one: .txt (a path per line) or .csv (with the column "image"). Relative paths of such a
-            file start at its folder.
+            DICOM files of any name; hidden ones are passed over, and all others, whose number is logged), an image
+            file, a list of paths, or a file that holds one: .txt (a path per line) or .csv (with the column "image").
+            Relative paths of such a file start at its folder.
 
     Returns:
         Name and path of each file: relative to the folder, sorted; of a list as it is written there, in its order.
 
     Raises:
         FileNotFoundError: when a folder or list is not there.
-        ValueError: when it holds nothing, or a folder cannot be read.
+        ValueError: when it holds nothing or anything but paths, or a folder cannot be read.
     """
     if not isinstance(source, str | os.PathLike):
+        for position, entry in enumerate(source):
+            if not isinstance(entry, str | os.PathLike):
+                raise ValueError(f"entry {position} (from 0) of the list of images must be a path, got {entry!r}.")
         listed = [os.fspath(path) for path in source]
         if not listed:
             raise ValueError("the list of images is empty.")
@@ -74,11 +87,15 @@ def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     if suffix == ".txt":
         names = [line.strip() for line in text.split("\n")]
     else:
-        table = csv.DictReader(io.StringIO(text, newline=""))
-        column = next((name for name in table.fieldnames or () if name.strip().lower() == "image"), None)
+        try:
+            table = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # or an open quote would swallow rows
+            columns, rows = table.fieldnames or (), list(table)
+        except csv.Error as error:
+            raise ValueError(f"{shown(path)} is not a CSV file: {error}.") from None
+        column = next((name for name in columns if name.strip().lower() == "image"), None)
         if column is None:
-            raise ValueError(f"{shown(path)} has no column image, only {', '.join(table.fieldnames or ())}.")
-        names = [(row[column] or "").strip() for row in table]
+            raise ValueError(f"{shown(path)} has no column image, only {some(columns) or 'none'}.")
+        names = [(row[column] or "").strip() for row in rows]
     names = [name for name in names if name]
     if not names:
         raise ValueError(f"{shown(path)} lists no images.")
@@ -86,12 +103,26 @@ def image_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    others: Counter[str] = Counter()  # that are passed over, by suffix
     for root, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         for name in files:
             file = Path(root, name)
-            if not name.startswith(".") and (is_image_name(name) or ("." not in name and _is_dicom(file))):
+            if name.startswith("."):
+                continue
+            if is_image_name(name) or _is_dicom(file):  # many are called by their UID, with dots
                 yield file
+            else:
+                suffix = file.suffix.lower()
+                others[suffix if suffix in _TOLD_SUFFIXES else "others"] += 1
+    if others:
+        kinds = ", ".join(f"{kind} ({others[kind]})" for kind in sorted(others))
+        number = others.total()
+        said = "1 file of {} is" if number == 1 else f"{number} files of {{}} are"
+        logging.getLogger("conrec_monai").warning(
+            f"{said.format(shown(folder))} passed over, as no images of a kind that is read: {kinds}; files ending in"
+            f" {', '.join(IMAGE_SUFFIXES)} and DICOM files are read"
+        )
 
 
 def _refuse(error: OSError) -> None:
@@ -100,6 +131,8 @@ def _refuse(error: OSError) -> None:
 
 def _is_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # a pipe would wait
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -147,9 +180,11 @@ class ImageStream(IterableDataset):
         self.batch_size, self.num_workers = batch_size, num_workers
         counts: Counter[str] = Counter()
         self._ids = []  # of a name that is there again with its count
+        self._taken = {name for name, _ in self.files}
         for name, _ in self.files:
             counts[name] += 1
-            self._ids.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+            self._ids.append(name if counts[name] == 1 else _free(name, self._taken, counts[name]))
+            self._taken.add(self._ids[-1])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -193,19 +228,30 @@ class ImageStream(IterableDataset):
             "reason": "",
             "warnings": [],
         }
-        entry["id"] = self._ids[number] + ("" if frame is None else f"#{frame}")
+        entry["id"] = self._ids[number]
+        if frame is not None:
+            entry["id"] += f"#{frame}"
+            if entry["id"] in self._taken:  # another file is called so
+                entry["id"] = _free(entry["id"], self._taken)
         try:
-            array = read_image(path, self.channels, frame=frame, min_side=size)
-            fitted = self.fitting.fit(array)
+            array = read_image(path, 3, frame=frame, min_side=size)  # the warnings are about the colors
+            fitted = self.fitting.fit(to_channels(array, self.channels))
             entry["image"] = fitted.image
             entry["warnings"] = quality_warnings(array, size, fitted.found)
             if any(text.startswith("small") for text in entry["warnings"]):  # perhaps by the reader alone
-                entry["warnings"] = quality_warnings(read_image(path, self.channels, frame=frame), size)
+                entry["warnings"] = quality_warnings(read_image(path, 3, frame=frame), size)
         except Exception as error:  # whatever it is: one file does not end the others
             reason = " ".join(str(error).split()) or type(error).__name__
             entry.update(status="error", reason=reason.replace(shown(path), shown(name)))
             entry["image"] = torch.zeros(self.channels, size, size, dtype=torch.uint8)
         return entry
+
+
+def _free(name: str, taken: Container[str], number: int = 2) -> str:
+    """The name with the first number in parentheses that makes it one that is not taken."""
+    while f"{name} ({number})" in taken:
+        number += 1
+    return f"{name} ({number})"
 
 
 def _batch(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -58,21 +58,25 @@ def make_folds(
     if n_folds < 2 or repeats < 1:
         raise ValueError(f"expected n_folds >= 2 and repeats >= 1, got n_folds={n_folds}, repeats={repeats}")
     if len(labels) < n_folds:
-        raise ValueError(f"{n_folds} folds need at least {n_folds} labelled images, got {len(labels)}")
+        raise ValueError(
+            f"{n_folds} folds need at least {n_folds} labelled images, got {len(labels)}; use a smaller n_folds"
+        )
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise ValueError(
             f"a linear evaluation needs at least 2 classes, all {len(labels)} images have label {classes[0]}"
         )
     if counts.max() < n_folds:
-        raise ValueError(f"{n_folds} folds: no class has {n_folds} images (most: {counts.max()}); use fewer folds")
+        raise ValueError(
+            f"{n_folds} folds: no class has {n_folds} images (most: {counts.max()}); use a smaller n_folds"
+        )
     if groups is not None:
         groups = np.asarray(groups)
         if len(groups) != len(labels):
             raise ValueError(f"expected one group per image, got {len(groups)} groups for {len(labels)} images")
         n_groups = len(np.unique(groups))
         if n_groups < n_folds:
-            raise ValueError(f"{n_folds} folds need at least {n_folds} groups, got {n_groups}; use fewer folds")
+            raise ValueError(f"{n_folds} folds need at least {n_folds} groups, got {n_groups}; use a smaller n_folds")
 
     # One generator for all repetitions: it moves on with each split.
     generator = np.random.RandomState(seed)

@@ -22,6 +22,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from .health import evaluating, has_attention
@@ -31,6 +32,7 @@ __all__ = ["AttentionMapHandler", "safe_name"]
 
 REFUSED = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]')
 LONGEST = 200  # bytes of a folder or file; most file systems allow 255
+MARK = "conrec_monai.handlers.AttentionMapHandler"  # the "Software" of the pictures, by which they are known again
 
 
 def safe_name(identifier: str) -> str:
@@ -58,7 +60,8 @@ class AttentionMapHandler:
     For inference, on any MONAI evaluator: of the images that its network takes, BCHW with values in [0, 1]; its
     batches have an ``"id"`` too, one text per image. An id may hold "/", which makes folders; see :func:`safe_name`.
     Images whose ``"status"`` in the batch, if it has one, is not "ok" are passed over. The maps take one more pass
-    through the encoder.
+    through the encoder. At the start the pictures of an earlier run are removed from the folder and those below it,
+    with folders that are empty then; they are known by a mark in them, so that no other file is ever removed.
 
     Args:
         output_dir: folder of the pictures; created.
@@ -87,6 +90,13 @@ class AttentionMapHandler:
 
     def _start(self, engine: Engine) -> None:
         self._written.clear()
+        for path in list(self.output_dir.rglob("*.png")):
+            if _is_map(path):
+                path.unlink()
+                for folder in path.parents:
+                    if folder == self.output_dir or any(folder.iterdir()):
+                        break
+                    folder.rmdir()
 
     def _write(self, engine: Engine) -> None:
         images, ids = _checked(engine.state.output[Keys.IMAGE], engine.state.batch)
@@ -103,7 +113,18 @@ class AttentionMapHandler:
             self._written.add(identifier)
             path = self.output_dir / f"{safe_name(identifier)}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture_grid({"image": image[None], "attention": overlay[None]}, self.side).save(path)
+            info = PngInfo()
+            info.add_text("Software", MARK)
+            picture_grid({"image": image[None], "attention": overlay[None]}, self.side).save(path, pnginfo=info)
+
+
+def _is_map(path: Path) -> bool:
+    """Whether this handler wrote a picture."""
+    try:
+        with PngImageFile(path) as picture:
+            return picture.info.get("Software") == MARK
+    except Exception:  # a damaged one, a folder or anything else
+        return False
 
 
 def _checked(images: Any, batch: Any) -> tuple[Tensor, list[str]]:

@@ -94,7 +94,10 @@ def check_resume(
         differences = ", ".join(f"{name} {old.get(name)!r} then, {settings[name]!r} now" for name in names)
         raise ValueError(f"the run cannot go on from {path} with other settings: {differences}.")
     if data is not None and content["training"].get("data") not in (None, data_fingerprint(data)):
-        raise ValueError(f"the run cannot go on from {path}: its images were others than the {len(data)} of this run.")
+        raise ValueError(
+            f"the run cannot go on from {path}: its images were others than the {len(data)} of this run: ids or their"
+            " order differ, or (of a grading run) labels, parts or contents."
+        )
     return content
 
 
@@ -172,9 +175,12 @@ class RunCheckpoint:
             if self.lr_scheduler is not None:
                 self.lr_scheduler.load_state_dict(content["training"]["lr_scheduler"])
             if engine.state.epoch >= engine.state.max_epochs:
-                self.logger.info(f"the run is complete after epoch {engine.state.epoch}; a larger max_epochs goes on")
+                on = "; a larger max_epochs goes on" if self.settings.get("schedule") == "constant" else ""
+                self.logger.info(f"the run is complete after epoch {engine.state.epoch}{on}")
             else:
                 self.logger.info(f"going on after epoch {engine.state.epoch}, iteration {engine.state.iteration}")
+        elif self.resume:
+            self.logger.info(f"nothing to go on from in {self.output_dir}: the run begins anew")
         if self.max_minutes is not None:
             self._end = time.monotonic() + 60 * self.max_minutes
         if threading.current_thread() is threading.main_thread() and world_size() == 1:
@@ -233,11 +239,11 @@ class RunCheckpoint:
             engine.terminate()
         if rank():
             return
-        pretraining = self._pretraining(engine)
-        save_checkpoint(path, self.network, self.preprocessing, training=training, pretraining=pretraining)
+        entries = {"training": training, **self._entries(engine)}
+        save_checkpoint(path, self.network, self.preprocessing, **entries)
         if self.every and not within and engine.state.epoch % self.every == 0:
             snapshot = self.output_dir / f"checkpoint_epoch_{engine.state.epoch:04d}.pt"
-            save_checkpoint(snapshot, self.network, self.preprocessing, training=training, pretraining=pretraining)
+            save_checkpoint(snapshot, self.network, self.preprocessing, **entries)
         if not unfinished:
             return
         place = f"after {done % length or length} of {length} iterations of epoch {engine.state.epoch}"
@@ -253,15 +259,18 @@ class RunCheckpoint:
         if rank():
             return
         path = self.output_dir / ENCODER
-        save_checkpoint(
-            path, self.network.encoder, self.preprocessing, self.half, pretraining=self._pretraining(engine)
-        )
+        save_checkpoint(path, self.network.encoder, self.preprocessing, self.half, **self._entries(engine))
         self.logger.info(f"encoder written to {path}")
 
-    def _pretraining(self, engine: Engine) -> dict[str, Any]:
-        done = engine.state.iteration // max(1, engine.state.epoch_length or 1)
+    def _entries(self, engine: Engine) -> dict[str, Any]:
+        """What the files say of the run."""
         images = None if self.hashes is None else torch.unique(self.hashes())
-        return {"settings": self.settings, "epoch": done, "image_hashes": images}
+        return {"pretraining": {"settings": self.settings, "epoch": self._epoch(engine), "image_hashes": images}}
+
+    @staticmethod
+    def _epoch(engine: Engine) -> int:
+        """The last completed epoch."""
+        return engine.state.iteration // max(1, engine.state.epoch_length or 1)
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._restore_signals()

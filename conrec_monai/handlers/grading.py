@@ -98,7 +98,8 @@ class GradingCheckpoint(RunCheckpoint):
     evaluation take. It has an entry ``grading``: ``{"settings", "classes", "ordinal", "epoch", "validation",
     "image_hashes"}``, the metrics of the validation part after the calibration, and the sorted hashes of all images
     that the network has learned from, those of the validation part included; and an entry ``pretraining``, that of its
-    encoder's checkpoint. ``best.pt`` has them too, with None as ``validation``: it is not calibrated.
+    encoder's checkpoint. ``best.pt`` and ``checkpoint.pt`` have them too, with None as ``validation``: they are not
+    calibrated.
 
     Args:
         output_dir, network, preprocessing, settings, lr_scheduler, resume, data, max_minutes: see
@@ -167,7 +168,7 @@ class GradingCheckpoint(RunCheckpoint):
             return
         self.best.score, self.best.epoch = score, engine.state.epoch
         if not rank():
-            self._write(BEST, None)
+            self._write(BEST, self.best.epoch)
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signals()
@@ -196,27 +197,30 @@ class GradingCheckpoint(RunCheckpoint):
         said = graded(np.arange(len(truth)), probabilities, self.grader.task)
         names = ("qwk", "accuracy", "ece", "brier")
         scores = {name: METRICS[name](truth, said.predicted, said.probabilities) for name in names}
-        self._write(MODEL, scores)
+        self._write(MODEL, self.best.epoch, scores)
         self.logger.info(
             f"{self.output_dir / MODEL} written: epoch {self.best.epoch} of {engine.state.epoch}, scale {scale:.3f},"
             " validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )
 
-    def _write(self, name: str, scores: Mapping[str, float] | None) -> None:
-        save_checkpoint(
-            self.output_dir / name,
-            self.grader,
-            self.preprocessing,
-            pretraining=self.pretraining,
-            grading={
+    def _write(self, name: str, epoch: int, scores: Mapping[str, float] | None = None) -> None:
+        save_checkpoint(self.output_dir / name, self.grader, self.preprocessing, **self._about(epoch, scores))
+
+    def _entries(self, engine: Engine) -> dict[str, Any]:
+        return self._about(self._epoch(engine), None)
+
+    def _about(self, epoch: int, scores: Mapping[str, float] | None) -> dict[str, Any]:
+        return {
+            "pretraining": self.pretraining,
+            "grading": {
                 "settings": self.settings,
                 "classes": self.classes,
                 "ordinal": self.ordinal,
-                "epoch": self.best.epoch,
+                "epoch": epoch,
                 "validation": scores,
                 "image_hashes": self._learned_from(),
             },
-        )
+        }
 
     def _learned_from(self) -> Tensor | None:
         """Hashes of all images whose labels the weights come from; None where that is not known."""

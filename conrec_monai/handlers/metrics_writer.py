@@ -106,7 +106,7 @@ class replaced:
         self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
 
     def __enter__(self) -> Any:
-        self.file = self.temporary.open("w", newline="", encoding="utf-8")
+        self.file = self.temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         return self.file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

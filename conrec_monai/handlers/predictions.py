@@ -47,7 +47,7 @@ class PredictionWriter:
     written: no file's metadata.
 
     Rows are written batch by batch, so that an interruption loses none of them; the memory does not grow. The JSON file
-    is made of the table at the end.
+    is made of the table at the end. A run in which no image could be read ends, after both, in an error (SystemExit).
 
     Args:
         output_dir: folder of the files; it exists.
@@ -139,9 +139,12 @@ class PredictionWriter:
                 file.write((",\n  " if number else "\n  ") + json.dumps(self._entry(row)))
             file.write("\n ]\n}\n")
         self.logger.info(
-            f"{self._done} images of {self._files} files graded in {duration(seconds)}, {self._done / seconds:.1f}"
-            f" images/s; {self._errors} could not be read; written to {self._path} and {path.name}"
+            f"{self._done - self._errors} of {self._done} images ({self._files} files) graded in {duration(seconds)},"
+            f" {self._done / seconds:.1f} images/s, {self._errors} could not be read; written to {self._path} and"
+            f" {path.name}"
         )
+        if self._errors == self._done > 0:
+            raise SystemExit(f"Error: none of the {self._done} images could be read; {self._path} says why.")
 
     def _entry(self, row: Mapping[str, str]) -> dict[str, Any]:
         def number(name: str) -> float | None:
@@ -163,7 +166,7 @@ class PredictionWriter:
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._close()
         if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(f"Interrupted. {self._path} holds the {self._done} images that were graded.") from None
+            raise SystemExit(f"Interrupted. {self._path} holds the {self._done} images that were done.") from None
         raise error
 
     def _close(self) -> None:

@@ -14,8 +14,11 @@ from __future__ import annotations
 import logging
 
 import monai.handlers
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
+
+from conrec_monai.utils import world_size
 
 __all__ = ["EarlyStop", "ValidationHandler"]
 
@@ -47,7 +50,8 @@ class EarlyStop:
     """Ends a run that no longer gets better: :class:`ignite.handlers.EarlyStopping` on a metric of the trainer.
 
     Attach it behind :class:`ValidationHandler` and before the writers of metrics. Its count is part of the state of the
-    training: a run that has stopped early does not go on when it is resumed, unless ``patience`` is larger.
+    training: a run that has stopped early does not go on when it is resumed, unless ``patience`` is larger. In several
+    processes the first one's metric decides, and becomes that of all.
 
     Args:
         patience: epochs with the metric but without improvement; 0 to never stop early.
@@ -79,6 +83,10 @@ class EarlyStop:
     def _check(self, engine: Engine) -> None:
         if self.metric not in engine.state.metrics:  # an epoch that does not validate
             return
+        if world_size() > 1:  # rounded otherwise, they would stop in different epochs, and wait for each other
+            value = [engine.state.metrics[self.metric]]
+            dist.broadcast_object_list(value)
+            engine.state.metrics[self.metric] = value[0]
         self.stopping(engine)
         sign = 1 if self.rising else -1
         if self.stopping.counter >= self.patience:

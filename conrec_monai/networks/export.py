@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def export_network(source: str | os.PathLike, target: str | os.PathLike) -> dict
     of an :class:`conrec_monai.networks.nets.EncoderClassifier`, else the representation of the encoder (a projection or
     a decoder is left out). The file holds all weights, and a description in JSON: in TorchScript as the extra file
     ``conrec_monai.json``, in ONNX as the metadata entry of that name. It says how an image becomes the input (see
-    :func:`conrec_monai.data.image_preprocessing`), what the output is, and the classes.
+    :func:`conrec_monai.data.image_preprocessing`), what the output is, and the classes. Of a grading network also its
+    task, whether the classes are ordered, and the decision: "median", the highest class that is reached or exceeded
+    with a probability above 0.5, or "argmax", the most probable one (see :func:`conrec_monai.evaluation.graded`).
 
     Before it is written the result is compared with PyTorch's: it may differ by 1e-4.
 
@@ -70,6 +72,9 @@ def export_network(source: str | os.PathLike, target: str | os.PathLike) -> dict
     network: Any = load_model(source) if has_head else load_encoder(source)
     encoder: Any = network.encoder if has_head else network
     channels = encoder.config["in_channels"]
+    preprocessing = {name: content["preprocessing"][name] for name in ("image_size", "resize", "field_of_view")}
+    size, resize, field_of_view = preprocessing.values()
+    grading = content.get("grading") or {}
     description: dict[str, Any] = {
         "conrec_monai": __version__,
         "network": type(network).__name__,
@@ -79,13 +84,12 @@ def export_network(source: str | os.PathLike, target: str | os.PathLike) -> dict
             "channels": "RGB" if channels == 3 else "gray",
             "value_range": [0, 1],
             "levels": 256,
-            **{name: content["preprocessing"][name] for name in ("image_size", "resize", "field_of_view")},
-            "made_by": "conrec_monai.data.image_preprocessing",
+            **preprocessing,
+            "made_by": f"conrec_monai.data.image_preprocessing({size}, {resize!r}, {field_of_view!r}, {channels})",
         },
-        "output": {"name": OUTPUT, "meaning": _meaning(network), "size": _size(network)},
-        "classes": (content.get("grading") or {}).get("classes"),
+        "output": {"name": OUTPUT, **_output(network, grading)},
+        "classes": grading.get("classes"),
     }
-    size = content["preprocessing"]["image_size"]
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     make = _torchscript if path.suffix == ".ts" else _onnx
     with _quiet():
@@ -99,16 +103,19 @@ def export_network(source: str | os.PathLike, target: str | os.PathLike) -> dict
     return description
 
 
-def _meaning(network: nn.Module) -> str:
+def _output(network: Any, grading: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(network, GradingNet):
-        return "calibrated probabilities of the classes"
-    return "logits of the classes" if isinstance(network, EncoderClassifier) else "representation"
-
-
-def _size(network: Any) -> int:
-    if isinstance(network, GradingNet):
-        return network.num_classes
-    return network.head.out_features if isinstance(network, EncoderClassifier) else network.num_features
+        ranked = network.task != "categorical"
+        return {
+            "meaning": f"{'' if grading.get('validation') is None else 'calibrated '}probabilities of the classes",
+            "size": network.num_classes,
+            "task": network.task,
+            "ordered": ranked or bool(grading.get("ordinal")),
+            "decision": "median" if ranked else "argmax",
+        }
+    if isinstance(network, EncoderClassifier):
+        return {"meaning": "logits of the classes", "size": network.head.out_features}
+    return {"meaning": "representation", "size": network.num_features}
 
 
 def _torchscript(network: nn.Module, images: Tensor, description: str) -> tuple[bytes, Any]:

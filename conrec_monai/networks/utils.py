@@ -211,6 +211,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make torch and pickle raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason}") from None
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds plain weights without architecture and preprocessing, as models/model.pt of a MONAI bundle"
+            " does: its own configs and MONAI's ckpt_export and onnx_export take that. Expected: encoder.pt or model.pt"
+            " of a run."
+        )
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} is not a ConRec checkpoint: expected an entry format={FORMAT!r}, found {found}.")

@@ -29,6 +29,8 @@ from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metada
 from PIL import Image
 
 from conrec_monai import load_encoder, load_model, load_preprocessing
+from conrec_monai.bundle.evaluation import duplicates_size
+from conrec_monai.bundle.grading import image_groups
 from conrec_monai.data import CachedImages, load_datalist
 from conrec_monai.evaluation import graded
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, GradingNet
@@ -187,7 +189,7 @@ def test_official_split_and_patients(outside: Path) -> None:
     ("values", "message"),
     [
         ({"encoder": None}, "encoder must be the path of a checkpoint .*, random or densenet121, got None"),
-        ({"encoder": "nowhere.pt"}, "no checkpoint at nowhere.pt: no such file"),
+        ({"encoder": "randm"}, "no checkpoint at randm: no such file .encoder must be a path, random or densenet121."),
         ({"task": "ranking"}, "task must be one of ordinal, regression, categorical, got 'ranking'"),
         ({"validate_every": 4}, "validate_every must be at most max_epochs, 3, or no epoch could be chosen; got 4"),
         ({"class_balance": 2}, "class_balance must be a number from 0 to 1, got 2"),
@@ -288,6 +290,24 @@ def test_what_an_encoder_has_learned_before_is_not_scored(trained: Path, outside
         run("evaluate", dataset_dir=TRAINING["dataset_dir"], checkpoint="out/model.pt", output_dir="out")
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt"])
+def test_what_was_learned_goes_from_run_to_run(name: str, trained: Path, outside: Path) -> None:
+    run("train", **{**TRAINING, "max_epochs": 1, "fold": 1, "encoder": str(trained / name), "output_dir": "a"})
+    run("train", **{**TRAINING, "max_epochs": 1, "fold": 1, "encoder": f"a/{name}", "output_dir": "b"})
+    hashes = read_checkpoint("b/model.pt")["grading"]["image_hashes"]
+    assert len(hashes) == 60 and torch.equal(hashes, read_checkpoint(f"a/{name}")["grading"]["image_hashes"])
+
+
+def test_small_pictures_are_duplicates_where_they_are_equal_alone() -> None:
+    """Enlarged they would seem to show more than they do."""
+    data = load_datalist("phantom:n=40,size=32,seed=2")
+    assert duplicates_size(data) == 32 and duplicates_size([{"image": "a.png"}]) == 64
+    assert image_groups(CachedImages(data, 64), True) == (None, [])
+    twice = [*data, {**data[3], "id": "again"}]
+    groups, found = image_groups(CachedImages(twice, 64), True)
+    assert found == [[3, 40]] and groups is not None and groups[3] == groups[40]
+
+
 def test_pretraining_on_what_is_scored_is_said(outside: Path) -> None:
     torch.manual_seed(1)
     images = CachedImages(load_datalist(TRAINING["dataset_dir"]), 32)
@@ -314,7 +334,12 @@ def test_patients_of_what_was_learned_from_are_not_scored(outside: Path) -> None
     values = {"output_dir": "out", "checkpoint": "out/model.pt", "replicates": 50, "group_duplicates": False}
     run("evaluate", **keys, **values)
     assert (scores("out")["images"], scores("out")["left_out"]["learned_from"]) == (6, 0)  # the official test part
-    run("evaluate", **{**keys, "section": "train"}, **values)
+    # Of the official training part nothing is left: 0 to 3 are of the validation part's patients, in another section.
+    message = mistake("evaluate", **{**keys, "section": "train"}, **values)
+    place = f"section train of {keys['dataset_dir']}"
+    assert message == f"the network has learned from all 14 images of {place}, or their patients."
+    message = mistake("evaluate", **{**keys, "section": "tset"}, **values)
+    assert message.endswith("photographs has no section 'tset' with grades, available: test, train, val.")
 
 
 def test_grades_are_compared_by_name(trained: Path, outside: Path) -> None:
@@ -333,6 +358,20 @@ def test_grades_are_compared_by_name(trained: Path, outside: Path) -> None:
     assert message.startswith("photographs has the grades bad, which the network does not know; it knows 0 (No DR), 1")
 
 
+@pytest.mark.parametrize("names", [("1", "2", "3", "4"), ("0", "2", "1"), ("none", "1")])
+def test_numbers_that_are_names_are_no_places(names: tuple[str, ...], outside: Path) -> None:
+    """Folders of grades 1 to 4, learned from and scored: each label is its own."""
+    for i, item in enumerate(load_datalist("phantom:n=36,size=32,seed=11")):
+        path = outside / "photographs" / names[i % len(names)] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(item["image"]).transpose(1, 2, 0)).save(path)
+    changes = {"dataset_dir": "photographs", "max_epochs": 1, "batch_size": 4, "task": "categorical"}
+    run("train", **{**TRAINING, **changes})
+    run("evaluate", dataset_dir="photographs", checkpoint="out/model.pt", output_dir="out", replicates=50)
+    found = {(row["image"].split("/")[-2], int(row["label"])) for row in rows("out/evaluation/predictions.csv")}
+    assert found == {(name, place) for place, name in enumerate(sorted(names))}
+
+
 def test_run_with_other_labels_does_not_go_on(outside: Path) -> None:
     keys = graded_table(outside / "photographs", 24, lambda i: (i % 3, f"p{i}", "train"))
     values = {**TRAINING, **keys, "max_epochs": 1, "batch_size": 4, "schedule": "constant", "group_duplicates": False}
@@ -341,6 +380,12 @@ def test_run_with_other_labels_does_not_go_on(outside: Path) -> None:
     table.write_text(table.read_text().replace("5.png,2", "5.png,1"))
     message = mistake(**{**values, "max_epochs": 2, "resume": True})
     assert "its images were others" in message and Path("out/split.csv").read_text() == split
+    table.write_text(table.read_text().replace("5.png,1", "5.png,2"))
+    photograph = outside / "photographs" / "5.png"
+    content = photograph.read_bytes()
+    Image.open(photograph).rotate(90).save(photograph)  # the same name and label, another picture
+    assert "its images were others" in mistake(**{**values, "max_epochs": 2, "resume": True})
+    photograph.write_bytes(content)
     Path("out/checkpoint.pt").unlink()
     assert "holds the model.pt of another run" in mistake(**{**values, "resume": True})
 
@@ -399,7 +444,8 @@ def test_inference(trained: Path, outside: Path) -> None:
 def test_all_files_unreadable(trained: Path, outside: Path) -> None:
     Path("photographs").mkdir()
     Path("photographs/a.png").write_bytes(b"")
-    run("inference", dataset_dir="photographs", output_dir="out", checkpoint=str(trained / "model.pt"))
+    with pytest.raises(SystemExit, match=r"none of the 1 images could be read; out/inference/predictions\.csv"):
+        run("inference", dataset_dir="photographs", output_dir="out", checkpoint=str(trained / "model.pt"))
     (row,) = rows("out/inference/predictions.csv")
     assert (row["status"], row["reason"]) == ("error", "cannot read image a.png: the file is empty")
 

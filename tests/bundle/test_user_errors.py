@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conrec_monai.bundle import guarded
+from conrec_monai.bundle import check_overrides, guarded
 
 
 def fail(error: BaseException) -> None:
@@ -61,3 +62,54 @@ def test_other_errors_are_defects_and_keep_their_traceback(error: BaseException)
 def test_no_function(name: Any) -> None:
     with pytest.raises(ValueError, match=f"there is no function or class '{name}'"):
         guarded(name)
+
+
+TRAIN = str(Path(__file__).resolve().parents[2] / "bundles" / "fundus_dr_grading" / "configs" / "train.json")
+MULTI = TRAIN.replace("train.json", "multi_gpu_train.json")
+START = ["/anywhere/monai/bundle/__main__.py", "run"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--config_file", TRAIN, "--learning_rat", "0.1"],
+            f"Error: --learning_rat is no key of {TRAIN}; did you mean",
+        ),
+        (["--config_file", TRAIN, "--zzz=1"], f"Error: --zzz is no key of {TRAIN}."),
+        (["training", "--config-file", TRAIN, "--trian#trainer#amp", "1"], "did you mean --train?"),
+        (["--seed", "1", "--config_file", f"['{TRAIN}','{MULTI}']", "--sed", "0"], "did you mean --seed?"),
+    ],
+)
+def test_misspelt_setting_is_told(words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        check_overrides([*START, *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "--config_file",
+            TRAIN,
+            "--learning_rate",
+            "0.1",
+            "--bundle-root",
+            "x",
+            "--run_id",
+            "run",
+            "--tracking=mlflow",
+        ],
+        ["--config_file", TRAIN, "--train#trainer#max_epochs", "3", "--train::sampler::seed", "3", "--meta_file", "m"],
+        ["--config_file", f"['{TRAIN}', '{MULTI}']", "--synchronized", "x"],
+        ["--config_file", TRAIN, "--mine", "0.1", "--learning_rate", "@mine"],
+        ["--zzz", "1"],  # without a config MONAI itself says what is missing
+    ],
+)
+def test_settings_that_are_known_pass(words: list[str]) -> None:
+    check_overrides([*START, *words])
+
+
+@pytest.mark.parametrize("command", [["pytest", "run", "--zzz", "1"], ["/a/monai/bundle/__main__.py"], []])
+def test_other_programs_are_left_alone(command: list[str]) -> None:
+    check_overrides([*command, "--config_file", TRAIN] if command[1:] else command)

@@ -381,6 +381,20 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
     assert _labels(load_datalist(tmp_path / "classes", label_key="label")) == {"a/1.png": 1, "b/2": 0}
 
 
+def test_tables_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _image(tmp_path / "photos" / "1.png")
+    _table(tmp_path / "labels.csv", "file,grade\n1,1\n")
+    hint = "labels.csv has no column image, only file, grade: image_key and label_key name others"
+    _fails(tmp_path, rf"Perhaps: {hint} \(--image_key, --label_key\)\.$")
+    assert load_datalist(tmp_path, image_key="file", label_key="grade")[0]["label"] == 1
+    _image(tmp_path / "photos" / "2.png")
+    _table(tmp_path / "photos" / "labels.csv", "file,grade\n1,1\n")
+    assert load_datalist(tmp_path / "photos").info.source == "folder"
+    assert f"{tmp_path / 'photos'}: images without labels; {hint}" in caplog.text
+    _table(tmp_path / "more.csv", "image\n1\n")
+    _fails(tmp_path, r"Perhaps: it holds 2 tables \(labels\.csv, more\.csv\): name one in place of the folder\.$")
+
+
 @pytest.mark.parametrize("layout", ["classes", "folder", "json", "npz", "phantom"])
 def test_keys_are_for_tables(tmp_path: Path, layout: str) -> None:
     for name in ("classes/a/1.png", "classes/b/2.png", "folder/1.png"):

@@ -61,8 +61,9 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")  # as DICOM files often are called
     (tmp_path / "README").write_text("no image " * 50)
     (tmp_path / "short").write_bytes(b"DICM")
-    (tmp_path / "IM.0002").write_bytes(b"\0" * 128 + b"DICM")  # one with a suffix is told by it
-    names = ["IM0001", "a/c/y.nii.gz", "a/z.JPG", "a.tif", "b.png"]
+    (tmp_path / "1.2.840.113619.2.5").write_bytes(b"\0" * 128 + b"DICM")  # by its UID
+    os.mkfifo(tmp_path / "pipe")
+    names = ["1.2.840.113619.2.5", "IM0001", "a/c/y.nii.gz", "a/z.JPG", "a.tif", "b.png"]
     for source in (tmp_path, str(tmp_path)):
         assert image_files(source) == [(name, tmp_path / name) for name in names]
 
@@ -73,12 +74,29 @@ def test_folders_are_sorted_as_folders(tmp_path: Path) -> None:
     assert [name for name, _ in image_files(tmp_path)] == ["B/1.png", "a/10.png", "a/2.png", "a-b/1.png"]
 
 
-def test_no_file_with_a_suffix_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_passed_over_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "a.png")
+    image_files(tmp_path)
+    assert not caplog.messages
+    for name in ("b.gif", "c/d.GIF", "README", "e.Smith", "f.1234", ".hidden", ".folder/g.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [name for name, _ in image_files(tmp_path)] == ["a.png"]
+    assert caplog.messages == [
+        f"5 files of {tmp_path} are passed over, as no images of a kind that is read: .gif (2), others (3); files"
+        " ending in .png, .jpg, .jpeg, .tif, .tiff, .bmp, .dcm, .nii, .nii.gz and DICOM files are read"
+    ]
+    save(tmp_path / "c" / "h.png")
+    image_files(tmp_path / "c")
+    assert caplog.messages[-1].startswith(f"1 file of {tmp_path / 'c'} is passed over, as ")
+
+
+def test_no_file_with_an_images_suffix_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b", "c.txt"):
         save(tmp_path / name)
     opened = []
     monkeypatch.setattr(stream, "_is_dicom", lambda path: opened.append(path.name))
-    assert [name for name, _ in image_files(tmp_path)] == ["a.png"] and opened == ["b"]
+    assert [name for name, _ in image_files(tmp_path)] == ["a.png"] and sorted(opened) == ["b", "c.txt"]
 
 
 def test_one_file(tmp_path: Path) -> None:
@@ -127,7 +145,9 @@ def test_table_with_a_line_break_in_a_name(tmp_path: Path) -> None:
         ("list.txt", b"\n  \n", r"list\.txt lists no images"),
         ("list.csv", b"image\n", r"list\.csv lists no images"),
         ("list.csv", b"file,label\na.png,1\n", r"list\.csv has no column image, only file, label"),
-        ("list.csv", b"", r"list\.csv has no column image"),
+        ("list.csv", b"", r"list\.csv has no column image, only none"),
+        ("list.csv", b'image\n"a.png\nb.png\n', r"list\.csv is not a CSV file: unexpected end of data"),
+        ("list.csv", b'"image\na.png\n', r"list\.csv is not a CSV file: unexpected end of data"),
         ("list.txt", b"\xff\xfe\n", r"list\.txt is not UTF-8 text"),
         ("list.csv", b"image\n\xe4.png\n", r"list\.csv is not UTF-8 text"),
     ],
@@ -146,6 +166,11 @@ def test_nothing_there(tmp_path: Path) -> None:
         image_files(tmp_path / "none")
     with pytest.raises(ValueError, match="the list of images is empty"):
         image_files([])
+    for entry in (1, None, b"b.png"):
+        with pytest.raises(
+            ValueError, match=rf"entry 1 \(from 0\) of the list of images must be a path, got {entry!r}"
+        ):
+            image_files(["a.png", entry])  # type: ignore[list-item]
 
 
 # --- ImageStream ------------------------------------------------------------------------------------------------------
@@ -185,8 +210,11 @@ def test_fitting_and_channels(tmp_path: Path) -> None:
     (batch,) = ImageStream([("a", path)], fitting, channels=1)
     assert batch["image"].shape == (1, 1, 16, 16)
     assert torch.equal(batch["image"][0], fitting.fit(read_image(path, 1)).image)
-    assert batch["warnings"] == [quality_warnings(read_image(path, 1), 16)]
-    assert batch["warnings"] == [["no color"]]
+    assert batch["warnings"] == [[]]  # of the photograph, which has colors
+    Image.open(path).convert("L").save(path)
+    (batch,) = ImageStream([("a", path)], fitting, channels=1)
+    assert torch.equal(batch["image"][0], fitting.fit(read_image(path, 1)).image)
+    assert batch["warnings"] == [quality_warnings(read_image(path, 1), 16)] == [["no color"]]
 
 
 def test_pages_of_a_file_are_entries(tmp_path: Path) -> None:
@@ -197,6 +225,14 @@ def test_pages_of_a_file_are_entries(tmp_path: Path) -> None:
     assert entries(images, "id") == ["one.tif", "pages.tif#0", "pages.tif#1", "pages.tif#2", "one.tif (2)"]
     for frame, image in enumerate(entries(images, "image")[1:4]):
         assert torch.equal(image, FitImage(16).fit(read_image(pages, frame=frame)).image)
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    pages, one = save_pages(tmp_path / "a.tif", 2), save(tmp_path / "b.png")
+    names = ["b", "b", "b (2)", "b", "a", "a#1", "a", "a#0 (2)"]
+    files = [(name, pages if name == "a" else one) for name in names]
+    ids = entries(ImageStream(files, FitImage(16)), "id")
+    assert ids == ["b", "b (3)", "b (2)", "b (4)", "a#0", "a#1 (2)", "a#1", "a (2)#0", "a (2)#1", "a#0 (2)"]
 
 
 def test_files_that_cannot_be_read_are_entries(tmp_path: Path) -> None:

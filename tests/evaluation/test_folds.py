@@ -80,10 +80,10 @@ def test_seed_and_repetitions() -> None:
 @pytest.mark.parametrize(
     ("labels", "kwargs", "message"),
     [
-        ([0, 1, 0], {}, "5 folds need at least 5 labelled images, got 3"),
+        ([0, 1, 0], {}, "5 folds need at least 5 labelled images, got 3; use a smaller n_folds"),
         ([1] * 10, {}, "at least 2 classes, all 10 images have label 1"),
-        ([0, 1, 2, 3, 0, 1], {}, r"no class has 5 images \(most: 2\); use fewer folds"),
-        ([0, 1] * 10, {"groups": [0, 1, 2, 3] * 5}, "5 folds need at least 5 groups, got 4"),
+        ([0, 1, 2, 3, 0, 1], {}, r"no class has 5 images \(most: 2\); use a smaller n_folds"),
+        ([0, 1] * 10, {"groups": [0, 1, 2, 3] * 5}, "5 folds need at least 5 groups, got 4; use a smaller n_folds"),
         ([0, 1] * 10, {"groups": [0, 1]}, "got 2 groups for 20 images"),
         ([0, 1] * 10, {"n_folds": 1}, "n_folds >= 2"),
         ([0, 1] * 10, {"repeats": 0}, "repeats >= 1"),

@@ -201,3 +201,16 @@ def test_second_run_writes_again(encoder: ConRecEncoder, tmp_path: Path) -> None
     for _ in range(2):
         infer(Items(["a", "b"]), handler, encoder)
     assert files(tmp_path) == ["a.png", "b.png"]
+
+
+def test_pictures_of_an_earlier_run_are_removed_and_nothing_else(encoder: ConRecEncoder, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    infer(Items(["a", "left/b", "left/deep/c", "right/d"]), AttentionMapHandler(maps, encoder), encoder)
+    (maps / "empty").mkdir()
+    (maps / "right" / "notes.txt").write_text("mine")
+    (maps / "damaged.png").write_text("no picture")
+    Image.new("RGB", (4, 4)).save(maps / "photograph.png")
+    (tmp_path / "outside.png").write_bytes((maps / "a.png").read_bytes())
+    infer(Items(["x"]), AttentionMapHandler(maps, encoder), encoder)
+    assert files(maps) == ["damaged.png", "photograph.png", "right/notes.txt", "x.png"]
+    assert not (maps / "left").exists() and (maps / "empty").is_dir() and (tmp_path / "outside.png").exists()

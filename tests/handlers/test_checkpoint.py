@@ -320,23 +320,32 @@ def test_diverged_run_stops_and_keeps_the_last_checkpoint(images: CachedImages, 
 
 
 def test_resume_without_checkpoint_starts(
-    images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path
+    images: CachedImages, whole: tuple[ConRecTrainer, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_run(images, tmp_path, resume=True)
-    trainer.run()
+    with caplog.at_level(logging.INFO, "conrec_monai"):
+        trainer.run()
+    assert f"nothing to go on from in {tmp_path}: the run begins anew" in caplog.text
     assert_same_end(trainer, whole[0])
 
 
-def test_finished_run_is_done(images: CachedImages, whole: tuple[ConRecTrainer, Path]) -> None:
+def test_finished_run_is_done(
+    images: CachedImages, whole: tuple[ConRecTrainer, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = make_run(images, whole[1], resume=True, seed=5)
-    trainer.run()
+    with caplog.at_level(logging.INFO, "conrec_monai"):
+        trainer.run()
+    assert "the run is complete after epoch 3" in caplog.messages  # other schedules refuse a larger max_epochs
     assert trainer.state.output is None  # no iteration
     assert_same_end(trainer, whole[0])
 
 
-def test_longer_run_goes_on(images: CachedImages, tmp_path: Path) -> None:
+def test_longer_run_goes_on(images: CachedImages, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A constant learning rate does not depend on the length of the run, which may grow."""
     make_run(images, tmp_path, schedule="constant", max_epochs=1).run()
+    with caplog.at_level(logging.INFO, "conrec_monai"):
+        make_run(images, tmp_path, schedule="constant", max_epochs=1, resume=True).run()
+    assert "the run is complete after epoch 1; a larger max_epochs goes on" in caplog.messages
     longer = make_run(images, tmp_path, schedule="constant", max_epochs=2, resume=True, seed=5)
     longer.run()
     (tmp_path / "b").mkdir()
@@ -395,7 +404,8 @@ def test_other_images_are_refused(images: CachedImages, tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             check_resume(path, SETTINGS, others)
         assert str(error.value) == (
-            f"the run cannot go on from {path}: its images were others than the {len(others)} of this run."
+            f"the run cannot go on from {path}: its images were others than the {len(others)} of this run: ids or their"
+            " order differ, or (of a grading run) labels, parts or contents."
         )
 
 

@@ -16,7 +16,10 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,8 @@ def test_table_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         "c.png,,error,damaged,,,,,,,\r\n"
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["predictions.csv", "predictions.json"]
-    assert "5 images of 3 files graded in " in caplog.text and "; 2 could not be read; written to " in caplog.text
+    assert "3 of 5 images (3 files) graded in " in caplog.text
+    assert " images/s, 2 could not be read; written to " in caplog.text
 
 
 def test_document_by_hand(tmp_path: Path) -> None:
@@ -192,7 +196,9 @@ def test_nothing_is_lost_and_both_files_are_equal(
         else failed(name, f"cannot read image {name}", frame=frame)
         for (name, ok, frame, warnings), p in zip(entries, probabilities, strict=True)
     ]
-    write(folder, *(batch_of(*made[i : i + 3]) for i in range(0, len(made), 3)))
+    readable = any(ok for _, ok, *_ in entries)
+    with nullcontext() if readable else pytest.raises(SystemExit, match="none of the . images could be read"):
+        write(folder, *(batch_of(*made[i : i + 3]) for i in range(0, len(made), 3)))
     rows, predictions = table(folder), document(folder)["predictions"]
     assert len(rows) == len(predictions) == len(made)
     for given_entry, p, row, prediction in zip(made, probabilities, rows, predictions, strict=True):
@@ -225,7 +231,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
 def test_interrupted_run_keeps_its_rows(tmp_path: Path) -> None:
     (tmp_path / "predictions.json").write_text("of an earlier run")
     batches = [batch_of(entry("a.png"), entry("b.png")), KeyboardInterrupt(), batch_of(entry("c.png"))]
-    with pytest.raises(SystemExit, match=r"Interrupted\. .*predictions\.csv holds the 2 images that were graded"):
+    with pytest.raises(SystemExit, match=r"Interrupted\. .*predictions\.csv holds the 2 images that were done"):
         write(tmp_path, *batches)
     assert [row["image"] for row in table(tmp_path)] == ["a.png", "b.png"]
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]  # the old one would not fit
@@ -303,5 +309,23 @@ def test_evaluator_on_a_stream(task: str, tmp_path: Path) -> None:
 
 
 def test_images_that_all_fail(tmp_path: Path) -> None:
-    write(tmp_path, batch_of(failed("a.png")), model={})
-    assert [p["status"] for p in document(tmp_path)["predictions"]] == ["error"] and document(tmp_path)["model"] == {}
+    with pytest.raises(SystemExit, match=r"^Error: none of the 2 images could be read; .*predictions\.csv says why\.$"):
+        write(tmp_path, batch_of(failed("a.png")), batch_of(failed("b.png")), model={})
+    assert [p["status"] for p in document(tmp_path)["predictions"]] == ["error"] * 2
+    assert document(tmp_path)["model"] == {} and [row["reason"] for row in table(tmp_path)] == ["damaged"] * 2
+
+
+def test_a_command_that_can_read_nothing(tmp_path: Path) -> None:
+    """It ends in one line and an error; the files say why."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("no image")
+    bundle = Path(__file__).resolve().parents[2] / "bundles" / "fundus_dr_grading"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"{bundle}/configs/inference.json"]
+    command += ["--bundle_root", str(bundle), "--dataset_dir", f"{tmp_path}/images", "--output_dir", f"{tmp_path}/out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    folder = tmp_path / "out" / "inference"
+    assert done.returncode == 1, done.stderr
+    assert f"none of the 1 images could be read; {folder}/predictions.csv says why." in done.stderr.splitlines()[-1]
+    assert (
+        [row["status"] for row in table(folder)] == [p["status"] for p in document(folder)["predictions"]] == ["error"]
+    )

@@ -142,7 +142,7 @@ def test_too_few_groups_do_not_stop_the_training(
 ) -> None:
     dataset = relabeled(items, [i % 2 for i in range(60)], group=["left" if i < 30 else "right" for i in range(60)])
     assert run(OnlineProbe(encoder, dataset, 32, False, every=1), 2) == {1: {}, 2: {}}
-    assert caplog.messages[0] == "no online probe: 3 folds need at least 3 groups, got 2; use fewer folds"
+    assert caplog.messages[0] == "no online probe: 3 folds need at least 3 groups, got 2; use a smaller n_folds"
 
 
 def test_fold_without_a_class_does_not_stop_the_training(

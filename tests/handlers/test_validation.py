@@ -12,10 +12,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
@@ -26,6 +29,7 @@ from conrec_monai.losses import ConRecLoss
 from conrec_monai.networks.nets import ConRecUNet
 from conrec_monai.optimizers import build_optimizer
 from conrec_monai.transforms import TwoViews
+from conrec_monai.utils import end_processes
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,25 @@ def test_message_of_a_score_below_zero(images: CachedImages, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, "conrec_monai"):
         make(images, Losses(-0.2, -0.3), EarlyStop(1, rising=True), max_epochs=2).run()
     assert "loss has not risen above -0.2000 for 1 evaluations" in caplog.text
+
+
+def stop(rank: int, folder: str) -> None:
+    """A score that differs by rounding: to the second process alone it rises in epoch 2."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    engine = Engine(lambda engine, batch: None)
+    engine.stateful = {}  # type: ignore[attr-defined]
+    losses = Losses(*([0.5, 0.5, 0.5, 0.5], [0.5, 0.5 + 1e-7, 0.5, 0.5])[rank])
+    for handler in (losses, EarlyStop(2, rising=True)):
+        handler.attach(engine)
+    engine.run([0], max_epochs=4)
+    Path(folder, f"{rank}.txt").write_text(str(losses.epochs))
+    end_processes()
+
+
+def test_processes_stop_in_the_same_epoch(tmp_path: Path) -> None:
+    mp.spawn(stop, (str(tmp_path),), 2)
+    assert [Path(tmp_path, f"{rank}.txt").read_text() for rank in range(2)] == ["3", "3"]
 
 
 def test_negative_patience() -> None:

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from conrec_monai import load_encoder, load_model
+import conrec_monai.data
+from conrec_monai import load_encoder, load_model, load_preprocessing
+from conrec_monai.evaluation import graded
 from conrec_monai.networks import export
 from conrec_monai.networks.export import DESCRIPTION, export_network
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, EncoderClassifier, GradingNet
@@ -76,20 +79,49 @@ def test_onnx(checkpoint: Path) -> None:
 
 
 def test_description(tmp_path: Path) -> None:
-    grading = {"classes": ["a", "b", "c"]}
+    grading = {"classes": ["a", "b", "c"], "validation": {"qwk": 0.5}}
     save_checkpoint(tmp_path / "m.pt", GradingNet(ConRecEncoder(3, (4, 8)), 3), PREPROCESSING, grading=grading)
     description = export_network(tmp_path / "m.pt", tmp_path / "m.ts")
-    assert description["input"] | {"made_by": ""} == {
+    assert description["input"] == {
         "name": "image",
         "layout": "BCHW",
         "channels": "RGB",
         "value_range": [0, 1],
         "levels": 256,
         **PREPROCESSING,
-        "made_by": "",
+        "made_by": "conrec_monai.data.image_preprocessing(16, 'pad', None, 3)",
     }
-    assert description["output"] == {"name": "output", "meaning": "calibrated probabilities of the classes", "size": 3}
+    assert description["output"] == {
+        "name": "output",
+        "meaning": "calibrated probabilities of the classes",
+        "size": 3,
+        "task": "ordinal",
+        "ordered": True,
+        "decision": "median",
+    }
     assert description["classes"] == ["a", "b", "c"]
+
+
+def test_preprocessing_can_be_called_as_it_is_described(checkpoint: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    made_by = export_network(checkpoint, checkpoint.with_suffix(".ts"))["input"]["made_by"]
+    found = eval(made_by, {"conrec_monai": conrec_monai})(tmp_path / "a.png")
+    assert torch.equal(found, load_preprocessing(checkpoint)(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("task", "ordinal", "ordered"),
+    [("ordinal", True, True), ("regression", True, True), ("categorical", True, True), ("categorical", False, False)],
+)
+def test_decision_is_the_one_of_the_evaluation(task: str, ordinal: bool, ordered: bool, tmp_path: Path) -> None:
+    grading = {"classes": ["a", "b", "c"], "ordinal": ordinal, "validation": None}
+    save_checkpoint(tmp_path / "m.pt", GradingNet(ConRecEncoder(1, (4, 8)), 3, task), PREPROCESSING, grading=grading)
+    output = export_network(tmp_path / "m.pt", tmp_path / "m.ts")["output"]
+    assert output["meaning"] == "probabilities of the classes"  # of a best.pt, which is not calibrated
+    assert (output["task"], output["ordered"]) == (task, ordered)
+    probabilities = np.array([[0.4, 0.3, 0.3], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]])
+    expected = {"median": [1, 1, 2], "argmax": [0, 2, 2]}[output["decision"]]
+    assert graded(np.arange(3), probabilities, task).predicted.tolist() == expected
 
 
 def test_result_that_differs_is_not_written(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+from conrec_monai.data import load_preprocessing
 from conrec_monai.networks import utils
 from conrec_monai.networks.nets import ConRecEncoder, ConRecUNet, DenseNetEncoder, EncoderClassifier, SimCLRNet
 from conrec_monai.networks.utils import (
@@ -294,14 +295,14 @@ def test_damaged_file(checkpoint: Path) -> None:
             assert str(checkpoint) in str(error), start
 
 
-@pytest.mark.parametrize("make", [lambda n: n.state_dict(), lambda n: {"state_dict": n.state_dict()}])
-def test_plain_state_dict(make: Any, tmp_path: Path) -> None:
-    torch.save(make(make_network()), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt is not a ConRec checkpoint: expected an entry format='conrec_mo"):
-        load_encoder(tmp_path / "model.pt")
+@pytest.mark.parametrize("load", [read_checkpoint, load_model, load_encoder, load_preprocessing])
+def test_plain_weights(load: Any, tmp_path: Path) -> None:
+    torch.save(make_network().state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt holds plain weights without .* Expected: .*model\.pt of a run\.$"):
+        load(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("content", [[1, 2], 3.5, torch.zeros(2), {}])
+@pytest.mark.parametrize("content", [[1, 2], 3.5, torch.zeros(2), {}, {"state_dict": {"a": torch.zeros(2)}}])
 def test_other_content(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt is not a ConRec checkpoint: expected an entry format"):
