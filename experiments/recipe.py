@@ -65,10 +65,10 @@ class Report:
         self.evaluations: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "report": (f"{name}, report part, frozen", {**parts, "protocols": FROZEN}, trained),
             "other": (f"{second}, its own folds, frozen", {**own, "protocols": FROZEN}, trained),
-            "transfer": (f"fitted on {name}, scored on {second}, frozen", {**both, "protocols": FROZEN}, trained),
+            "transfer": (f"fitted on {name}, scored on {second}, frozen", {**both, "protocols": ["linear"]}, trained),
             "fractions": (
                 f"{name}, report part, frozen, over the share of labels",
-                {**parts, "protocols": ["linear"], "fractions": FRACTIONS},
+                {**parts, "protocols": ["linear"], "fractions": FRACTIONS, "fraction_repeats": 1},
                 trained,
             ),
             "fine_tuned": (
