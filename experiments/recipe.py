@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import PRESETS, Lab, interruptible, read_json, write_json, write_text
-from sweep import PARTS, UNTRAINED, Sweep, shown_settings
+from sweep import PARTS, UNTRAINED, Sweep, shown_machine, shown_settings
 
 from conrec_monai.data import load_datalist
 from conrec_monai.evaluation.figures import Curve, check_matplotlib, label_curves, to_png
@@ -118,6 +118,7 @@ def summarize(report: Report) -> dict[str, Any]:
             "sweep": dict(report.sweep.config),
             "recipe": first,
             "trainings": report.sweep.lines(),
+            "rated_on": report.sweep.rated_on(),
             "evaluations": evaluations,
         }
     )
@@ -166,7 +167,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{summary['command']}    # make recipe; goes on where it was stopped",
         "```",
         "",
-        f"{config['minutes']:g} minutes of training for each of {len(trained)} methods, {len(config['seeds'])} seeds;"
+        f"{config['minutes']:g} minutes of training for each of {len(trained)} methods, {len(config['seeds'])} seeds"
+        f" (the epochs that fit into them on: {'; '.join(summary['rated_on']) or 'an unknown machine'});"
         " quadratic weighted kappa x 100, mean over the seeds and (in parentheses) each. Differences are those of"
         f" {first} to the other method, with 95 % intervals over test images (groups) and seeds"
         " ([how](../../statistics.md#several-runs-of-a-method)); **bold** where they leave 0 out. They are not"
@@ -187,10 +189,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
                 f"{_mean([line[name] for line in own]):.4f}" for name in ("contrastive_loss", "reconstruction_loss")
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    machine = next(line["machine"] for line in summary["trainings"] if "machine" in line)
-    arithmetic = "bfloat16" if machine["bfloat16"] else "float32"
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    lines += ["", f"{machine['device']}, {threads}, {arithmetic}.", ""]
+    machines = sorted({shown_machine(line["machine"]) for line in summary["trainings"] if "machine" in line})
+    lines += ["", f"Trained on: {'; '.join(machines)}.", ""]
     for name, evaluation in summary["evaluations"].items():
         lines += [f"## {evaluation['title'][0].upper()}{evaluation['title'][1:]}", ""]
         if name == "fractions":

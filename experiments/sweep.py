@@ -62,7 +62,7 @@ from conrec_monai.evaluation.store import PredictionStore, digest
 from conrec_monai.handlers.checkpoint import ENCODER
 from conrec_monai.networks.utils import read_checkpoint, untrained_like
 
-__all__ = ["PARTS", "REPRESENTATIONS", "UNTRAINED", "Sweep", "shown_settings", "write_parts"]
+__all__ = ["PARTS", "REPRESENTATIONS", "UNTRAINED", "Sweep", "shown_machine", "shown_settings", "write_parts"]
 
 PARTS = ("development", "report")
 DEVELOPMENT_FOLDS = 2  # of 5
@@ -261,7 +261,7 @@ class Sweep:
         """How many epochs fit into the minutes, as measured on drawn images: a schedule must know its end, and must
         not depend on what else the machine does. All seeds of a variant get the same number."""
         values = _values(run.settings)
-        folder = self.results / "rates" / digest(values)
+        folder = self._rate_folder(run)
         record = read_json(folder / "rate.json")
         if record is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -272,11 +272,20 @@ class Sweep:
             self._bundle(command, folder / "rate.log")
             with (folder / "run" / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 rates = [float(line["images_per_second"]) for line in csv.DictReader(file)]
-            record = {"images_per_second": max(rates)}
+            machine = (read_json(folder / "run" / "metrics.json") or {}).get("machine")
+            record = {"images_per_second": max(rates), "machine": machine}
             shutil.rmtree(folder / "run")
             write_json(folder / "rate.json", record)
         images = len(load_datalist(self.dataset))
         return max(1, round(record["images_per_second"] * 60 * self.config["minutes"] / images))
+
+    def _rate_folder(self, run: _Run) -> Path:
+        return self.results / "rates" / digest(_values(run.settings))
+
+    def rated_on(self) -> list[str]:
+        """The machines whose speed the numbers of epochs come from."""
+        records = [read_json(self._rate_folder(run) / "rate.json") or {} for run in self.runs()]
+        return sorted({shown_machine(record["machine"]) for record in records if record.get("machine")})
 
     @staticmethod
     def _bundle(command: Sequence[str], log: Path) -> None:
@@ -402,6 +411,12 @@ def _check(config: Mapping[str, Any], name: str) -> None:
 def shown_settings(settings: Mapping[str, Any]) -> str:
     """Settings as Markdown."""
     return ", ".join(f"`{name} {str(value).replace(' ', '')}`" for name, value in settings.items()) or "none"
+
+
+def shown_machine(machine: Mapping[str, Any]) -> str:
+    """A machine as a run's ``metrics.json`` has it, in words."""
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return f"{machine['device']}, {threads}, {'bfloat16' if machine['bfloat16'] else 'float32'}"
 
 
 def _title(variant: str, changes: Mapping[str, Any]) -> str:

@@ -120,7 +120,7 @@ def test_what_is_evaluated(finished: Path) -> None:
         assert {entry["method"] for entry in scores if entry["kind"] == "checkpoint"} == methods
         assert all(len(entry["runs"]) == 2 for entry in scores if entry["method"] in methods)
         assert any(entry["kind"] == "untrained" for entry in scores) == (name != "fine_tuned")
-        protocols = {"fractions": {"linear"}, "fine_tuned": {"fine_tune"}}
+        protocols = {"fractions": {"linear"}, "transfer": {"linear"}, "fine_tuned": {"fine_tune"}}
         found = {entry["protocol"] for entry in scores if entry["method"] == "fundus"}
         assert found == protocols.get(name, {"linear", "levels", "knn"})
         shares = {"fractions": {0.5, 1.0}, "fine_tuned": {0.5}}
@@ -144,7 +144,7 @@ def test_the_page(finished: Path) -> None:
     found, text = summary(finished), (finished / "recipe/README.md").read_text()
     head, trainings, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     assert head.startswith("# What the recipe is worth: eyes\n\nA sentence.\n\n```bash\npython experiments/recipe.py")
-    assert "0.01 minutes of training for each of 2 methods, 2 seeds;" in head
+    assert "0.01 minutes of training for each of 2 methods, 2 seeds (the epochs that fit into them on: " in head
     ((training),) = tables(trainings)
     assert [*training] == ["fundus", "simclr"]
     for variant, cells in training.items():

@@ -57,6 +57,9 @@ def in_process(command: Sequence[str], log: TextIO) -> int:
         return 1
 
 
+MACHINE = {"device": "a processor", "threads": 2, "bfloat16": True}
+
+
 class Bundle:
     """Stands for trainings, of which it keeps the settings; their encoders are drawn.
 
@@ -83,7 +86,7 @@ class Bundle:
             writer = csv.writer(file)
             writer.writerow(["seconds", "images_per_second", "contrastive_loss", "reconstruction_loss"])
             writer.writerows([3, rate, 1 + number / 2, 0.25] for number, rate in enumerate(self.rates))
-        record = {"epoch": int(options["max_epochs"]), "versions": {"torch": "1"}, "machine": {"threads": 2}}
+        record = {"epoch": int(options["max_epochs"]), "versions": {"torch": "1"}, "machine": MACHINE}
         (output / "metrics.json").write_text(json.dumps(record))
         torch.manual_seed(100 * int(options["seed"]) + int(float(options.get("alpha", 0))))
         encoder = ConRecEncoder(3, tuple(json.loads(options["features"])))
@@ -238,7 +241,9 @@ def test_epochs_are_those_of_the_measured_rate(data: Path, tmp_path: Path, minut
     (measured,) = bundle.measured  # the rate is one of all seeds
     assert (measured["dataset_dir"], measured["max_epochs"]) == ("phantom:n=64,size=32", "3")
     rate = tmp_path / "rates" / digest(sweep._values(SETTINGS))
-    assert json.loads((rate / "rate.json").read_text()) == {"images_per_second": 100}  # the best epoch
+    record = json.loads((rate / "rate.json").read_text())
+    assert record == {"images_per_second": 100, "machine": MACHINE}  # the best epoch
+    assert todo.rated_on() == ["a processor, 2 threads, bfloat16"]
     assert not (rate / "run").exists()
     assert [options["max_epochs"] for options in bundle.trained] == [str(expected)] * 2  # 100 * 60 * minutes / 61
     assert [options["seed"] for options in bundle.trained] == ["0", "1"]
