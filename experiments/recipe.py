@@ -25,11 +25,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import PRESETS, Lab, interruptible, read_json, write_json, write_text
 from sweep import PARTS, UNTRAINED, Sweep, shown_machine, shown_settings
 
 from conrec_monai.data import load_datalist
+from conrec_monai.evaluation import Predictions, compare_runs
 from conrec_monai.evaluation.figures import Curve, check_matplotlib, label_curves, to_png
+from conrec_monai.evaluation.folds import complete_groups
+from conrec_monai.evaluation.store import read_predictions
 from conrec_monai.evaluation.table import TITLES
 
 __all__ = ["main", "markdown", "summarize"]
@@ -96,6 +100,31 @@ class Report:
         return self.sweep.results / "evaluations" / self.sweep.name / name
 
 
+def against_scratch(report: Report) -> list[dict[str, Any]]:
+    """The frozen recipe against training from random weights, with each share of the labels: ``fraction``, and what
+    :func:`conrec_monai.evaluation.compare_runs` says of kappa. Both evaluations have the same folds and labels."""
+    sweep, found = report.sweep, dict[tuple[str, str, float], list[Predictions]]()
+    if len({(report.folder(name) / "folds.json").read_bytes() for name in ("fractions", "fine_tuned")}) > 1:
+        raise ValueError("the folds of the evaluations differ.")
+    for name, variant in (("fractions", "standardized"), ("fine_tuned", None)):
+        metrics = read_json(report.folder(name) / "metrics.json")
+        assert metrics is not None
+        methods = {model["name"]: model["method"] for model in metrics["models"]}
+        for entry in metrics["results"]:
+            if entry["variant"] == variant:
+                predictions = read_predictions(report.folder(name) / entry["predictions"])
+                found.setdefault((name, methods[entry["model"]], entry["fraction"]), []).append(predictions)
+    data = load_datalist(sweep.parts, PARTS[1])
+    labels, groups = np.array([item["label"] for item in data]), complete_groups([item["group"] for item in data])
+    first = next(iter(sweep.config["variants"]))
+    scratch = next(name for name, changes in sweep.config["variants"].items() if changes.get(UNTRAINED))
+    return [
+        {"fraction": fraction, **compare_runs(labels, a, b, groups, True, a[0].folds[0].probabilities.shape[1])["qwk"]}
+        for (name, method, fraction), a in found.items()
+        if (name, method) == ("fractions", first) and (b := found.get(("fine_tuned", scratch, fraction)))
+    ]
+
+
 def summarize(report: Report) -> dict[str, Any]:
     """All numbers as plain values: the content of ``recipe.json``."""
     first = next(iter(report.sweep.config["variants"]))
@@ -120,6 +149,7 @@ def summarize(report: Report) -> dict[str, Any]:
             "trainings": report.sweep.lines(),
             "rated_on": report.sweep.rated_on(),
             "evaluations": evaluations,
+            "against_scratch": against_scratch(report),
         }
     )
 
@@ -200,6 +230,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             if block == ("linear", "published") and name == "fractions":
                 continue  # whose tables would only repeat what the first evaluation says of this protocol
             lines += _table(evaluation, block, first)
+        if name == "fine_tuned":
+            lines += [f"{first}, frozen (standardized linear model), less random weights, trained as a whole:", ""]
+            lines += [f"- {100 * e['fraction']:g} %: {_difference(e)}" for e in summary["against_scratch"]] + [""]
         lines += [*(f"- {statement}" for statement in evaluation["statements"]), ""]
         lines += [f"`{evaluation['command']}` ({evaluation['seconds'] / 60:.0f} minutes)", ""]
     return "\n".join(lines).rstrip() + "\n"

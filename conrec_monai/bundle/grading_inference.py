@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conrec_monai.bundle.grading import grading_data, image_groups
+from conrec_monai.bundle.grading import image_groups
 from conrec_monai.bundle.inference import checked_preprocessing, plain_network, plain_state_dict
-from conrec_monai.bundle.training import check_output_dir, checked_device, decode
+from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
 from conrec_monai.data import CachedImages, Datalist, FitImage, image_files
 from conrec_monai.evaluation import (
     Predictions,
@@ -124,12 +124,17 @@ def grading_files(dataset_dir: Any) -> list[tuple[str, Path]]:
 
 
 def check_grading_inference(
-    grader: Grader, output_dir: str | os.PathLike, attention_maps: Any, device: torch.device | str
+    grader: Grader,
+    dataset_dir: Any,
+    output_dir: str | os.PathLike,
+    attention_maps: Any,
+    device: torch.device | str,
 ) -> None:
     """Checks what an inference needs before any work starts.
 
     Args:
         grader: that grades.
+        dataset_dir: of the images; the output must not be in it, or its pictures would be graded the next time.
         output_dir: folder to write to; created.
         attention_maps: whether attention maps are written; None where the encoder pools by attention.
         device: of the network.
@@ -142,6 +147,13 @@ def check_grading_inference(
     if attention_maps and not has_attention(grader.network.encoder):
         raise ValueError("attention_maps needs an encoder that pools by attention; this one does not.")
     checked_device(device)
+    if isinstance(dataset_dir, str | os.PathLike) and isinstance(output_dir, str | os.PathLike):
+        source = Path(dataset_dir).expanduser().resolve()
+        if source.is_dir() and Path(output_dir).expanduser().resolve().is_relative_to(source):
+            raise ValueError(
+                f"inference_dir {output_dir} lies in dataset_dir {dataset_dir}: its pictures would be taken for"
+                " photographs the next time; name another output_dir."
+            )
     check_output_dir(output_dir, "inference_dir")
 
 
@@ -201,15 +213,18 @@ def evaluate_grader(
     grader = load_grader(checkpoint, architecture, preprocessing, classes)
     if not isinstance(group_duplicates, bool):
         raise ValueError(f"group_duplicates must be True or False, got {group_duplicates!r}.")
-    if section is not None and not isinstance(section, str):
-        raise ValueError(f"section must be the name of one split, got {section!r}.")
-    # All of it: patients of what the network has learned from may be in another section.
-    data = grading_data(dataset_dir, None, on_error, **keys)
-    sections = {item["split"] for item in data}
-    if section is not None and section not in sections:
-        known_names = ", ".join(sorted(name for name in sections if name is not None)) or "none"
-        raise ValueError(f"{dataset_dir} has no section {section!r} with grades, available: {known_names}.")
-    places = _places(data, grader.classes, dataset_dir)
+    asked_for = checked_datalist(dataset_dir, section, on_error, **keys)
+    # All of it: patients of what the network has learned from may be in another section, which may have its own faults.
+    data = asked_for if section is None else checked_datalist(dataset_dir, None, "skip", **keys)
+    data = Datalist([item for item in data if item["label"] is not None], data.info, data.skipped)
+    splits = [item["split"] for item in data]
+    official = section is None and "test" in splits and bool({"train", "training"} & set(splits))
+    chosen = "test" if official else section
+    wanted = {item["id"] for item in data if chosen is None or item["split"] == chosen}
+    if not wanted:
+        raise ValueError(f"{dataset_dir} holds no image with a label{f' in section {section}' if section else ''}.")
+    used = {item["label"] for item in data if item["id"] in wanted}
+    places = _places(data, used, grader.classes, dataset_dir)
     output = check_output_dir(output_dir, "evaluation_dir")
     fitting = grader.fitting
     config: Any = grader.network.encoder.config
@@ -219,19 +234,19 @@ def evaluate_grader(
         fitting.resize,
         config["in_channels"],
         num_workers,
-        on_error=on_error,
+        on_error=on_error if section is None else "skip",
         field_of_view=fitting.field_of_view,
     )
     for name in ("skipped", "unsure"):  # of an earlier evaluation
         (output / f"{name}.csv").unlink(missing_ok=True)
     decode(output, images)
+    lost = [entry for entry in images.skipped if entry["id"] in wanted]
+    if lost and on_error == "raise":
+        raise ValueError(f"{len(lost)} of {len(wanted)} images cannot be loaded, the first: {lost[0]['reason']}")
     groups, _ = image_groups(images, group_duplicates)
     known = np.zeros(len(images), dtype=bool) if grader.seen is None else torch.isin(images.hashes, grader.seen).numpy()
     related = known if groups is None else np.isin(groups, groups[known])
-    splits = [item.get("split") for item in images.data]
-    official = section is None and "test" in splits and bool({"train", "training"} & set(splits))
-    chosen = "test" if official else section
-    asked = np.array([chosen is None or split == chosen for split in splits])
+    asked = np.array([name in wanted for name in images.ids])
     kept = np.flatnonzero(asked & ~related)
     if not len(kept):
         place = f"section {section} of {dataset_dir}" if section else dataset_dir
@@ -287,7 +302,7 @@ def evaluate_grader(
         "left_out": {
             "learned_from": int((asked & known).sum()),
             "related": int((asked & related & ~known).sum()),
-            "unreadable": len(images.skipped),
+            "unreadable": len(lost) + len(asked_for.skipped),
         },
         "statements": statements,
         "metrics": metrics,
@@ -311,16 +326,15 @@ def evaluate_grader(
     return result
 
 
-def _places(data: Datalist, classes: Sequence[str], dataset_dir: str | os.PathLike) -> list[int]:
+def _places(data: Datalist, used: set[int], classes: Sequence[str], dataset_dir: str | os.PathLike) -> list[int]:
     """The grade of the network for each label of a data set, by its name: one that the network knows or, where none of
-    these is a number, the number of a grade."""
+    these is a number, the number of a grade. That of a label which is not used may be -1."""
     names = data.info.class_names
     if names is None:
         names = [str(i) for i in range(1 + max(item["label"] for item in data))]
     known = {name.strip().casefold(): place for place, name in enumerate(classes)}
     if not any(name.isdecimal() for name in known):  # else a number is a name, not a place
         known |= {str(place): place for place in range(len(classes))}
-    used = {item["label"] for item in data}
     wrong = [name for label, name in enumerate(names) if label in used and name.strip().casefold() not in known]
     if wrong:
         raise ValueError(

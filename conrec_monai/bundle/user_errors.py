@@ -14,51 +14,88 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import logging
 import pydoc
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 __all__ = ["check_overrides", "guarded"]
 
+MONAI_KEYS = ("initialize", "run", "finalize")  # that a config may have
+
 
 def check_overrides(command: Sequence[str] | None = None) -> None:
-    """Checks that each ``--key value`` of ``python -m monai.bundle run`` is a key of the config.
+    """Tells a misspelt ``--key value`` of ``python -m monai.bundle run``.
 
-    MONAI adds a key that it does not know to the config, where nothing reads it: a misspelt setting has no effect. A
-    key that another value of the command line refers to (``--rate 0.1 --learning_rate @rate``) may be new.
+    MONAI adds a key that it does not know to the config, where nothing reads it: the setting has no effect. Top-level
+    keys are looked at, also those of an ``args_file``; MONAI's own arguments, and keys that another value refers to
+    (``--rate 0.1 --learning_rate @rate``), may be there.
 
     Args:
         command: the command line; by default that of this process, if it is one of MONAI's.
 
     Raises:
-        SystemExit: naming an unknown key, and what it may have meant.
+        SystemExit: when an unknown key resembles a known one. Of any other a warning is logged.
     """
     if command is None:
         command = sys.argv
     if len(command) < 2 or Path(command[0]).parts[-2:] != ("bundle", "__main__.py") or command[1] != "run":
         return
-    given: dict[str, str] = {}
-    for word, after in zip(command[2:], [*command[3:], ""], strict=True):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            given[name.replace("-", "_")] = value if equals else after
-    if "config_file" not in given or "args_file" in given:
+    given = _given(command[2:])
+    files = given.get("config_file")
+    if files is None:
         return
-    arguments = set(inspect.signature(monai.bundle.run).parameters)
-    files = given["config_file"]
     config = ConfigParser.load_config_files(_paths(files))
-    known = {key.split("#")[0].split("::")[0] for key in config} | {"_meta_"}
-    for name in given.keys() - arguments:
-        root = name.split("#")[0].split("::")[0]
-        if root not in known and not any(f"@{root}" in value for value in given.values()):
-            near = difflib.get_close_matches(root, known, 1)
-            meant = f"; did you mean --{near[0]}?" if near else "."
-            raise SystemExit(f"Error: --{name} is no key of {files}{meant}")
+    known = {_root(key) for key in config} | {"_meta_", *MONAI_KEYS, *DEFAULT_MLFLOW_SETTINGS["configs"]}
+    for function in (monai.bundle.run, monai.bundle.create_workflow, ConfigWorkflow.__init__):
+        known |= set(inspect.signature(function).parameters)
+    known |= {given.get(name, "") for name in ("run_id", "init_id", "final_id")} | set(command[2:3])
+    for name in given:
+        root = _root(name)
+        if root in known or any(re.search(rf"[@%]{re.escape(root)}\b", value) for value in given.values()):
+            continue
+        near = difflib.get_close_matches(root, known, 1, 0.75)
+        if near:
+            raise SystemExit(f"Error: --{name} is no key of {files}; did you mean --{near[0]}?")
+        logging.getLogger("conrec_monai").warning(f"--{name} is no key of {files}: nothing there reads it")
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The keys of a command line and its ``args_file``, and the texts of their values."""
+    given: dict[str, str] = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "--":  # what follows is for Fire
+            break
+        key = re.fullmatch(r"--?([A-Za-z_][^=]*)(?:=(.*))?", word, re.DOTALL)
+        if key:
+            name = key[1].replace("-", "_")
+            alone = key[2] is None and (not after or after.startswith("--"))
+            # --noresume is --resume False
+            given[name.removeprefix("no") if alone else name] = after if key[2] is None else key[2]
+    if "args_file" in given:
+        file = ConfigParser.load_config_file(given["args_file"])
+        given = {**{name: str(value) for name, value in file.items()}, **given}
+    return given
+
+
+def _root(key: str) -> str:
+    return re.split("#|::", key)[0].lstrip("+~")
+
+
+def _paths(text: str) -> list[str]:
+    """The files of ``--config_file``: one, or a list as Python writes it."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return [text]
+    return [str(path) for path in found] if isinstance(found, list | tuple) else [text]
 
 
 def guarded(function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -85,12 +122,3 @@ def guarded(function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> An
         return function(*args, **kwargs)
     except (ValueError, OSError) as error:
         raise SystemExit(f"Error: {' '.join(str(error).split())}") from None
-
-
-def _paths(text: str) -> list[str]:
-    """The files of ``--config_file``: one, or a list as Python writes it."""
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return [text]
-    return [str(path) for path in found] if isinstance(found, list | tuple) else [text]

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -90,13 +91,16 @@ class AttentionMapHandler:
 
     def _start(self, engine: Engine) -> None:
         self._written.clear()
-        for path in list(self.output_dir.rglob("*.png")):
-            if _is_map(path):
-                path.unlink()
-                for folder in path.parents:
-                    if folder == self.output_dir or any(folder.iterdir()):
-                        break
-                    folder.rmdir()
+        try:
+            for path in list(self.output_dir.rglob("*.png")):
+                if _is_map(path):
+                    path.unlink()
+                    for folder in path.parents:
+                        if folder == self.output_dir or any(folder.iterdir()):
+                            break
+                        folder.rmdir()
+        except OSError as error:
+            logging.getLogger("conrec_monai").warning(f"pictures of an earlier run stay in {self.output_dir}: {error}")
 
     def _write(self, engine: Engine) -> None:
         images, ids = _checked(engine.state.output[Keys.IMAGE], engine.state.batch)

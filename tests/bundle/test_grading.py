@@ -339,7 +339,32 @@ def test_patients_of_what_was_learned_from_are_not_scored(outside: Path) -> None
     place = f"section train of {keys['dataset_dir']}"
     assert message == f"the network has learned from all 14 images of {place}, or their patients."
     message = mistake("evaluate", **{**keys, "section": "tset"}, **values)
-    assert message.endswith("photographs has no section 'tset' with grades, available: test, train, val.")
+    assert message.endswith("photographs has no section 'tset', available: train, val, test")
+
+
+def test_faults_of_another_section_do_not_matter(outside: Path) -> None:
+    """A damaged file, and a grade that the network does not know, among photographs that are not to be scored."""
+    keys = graded_table(outside / "photographs", 30, lambda i: (i % 3, f"p{i}", "train" if i < 20 else "test"))
+    run("train", **{**TRAINING, **keys, "max_epochs": 1, "batch_size": 4, "group_duplicates": False})
+    table = outside / "photographs" / "table.csv"
+    table.write_text(table.read_text().replace("3.png,0", "3.png,4"))
+    (outside / "photographs" / "5.png").write_bytes(b"damaged")
+    values = {**keys, "output_dir": "out", "checkpoint": "out/model.pt", "replicates": 50}
+    run("evaluate", **values, section="test")
+    assert (scores("out")["images"], scores("out")["left_out"]["unreadable"]) == (10, 0)
+    assert {row["image"] for row in rows("out/evaluation/predictions.csv")} == {f"{i}.png" for i in range(20, 30)}
+    (outside / "photographs" / "25.png").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="1 of 10 images cannot be loaded, the first: "):
+        run("evaluate", **values, section="test")
+    run("evaluate", **values, section="test", on_error="skip")
+    assert (scores("out")["images"], scores("out")["left_out"]["unreadable"]) == (9, 1)
+
+
+def test_results_do_not_lie_among_the_photographs(trained: Path, outside: Path) -> None:
+    photographs = drawn(outside / "photographs", 1)
+    values = {"dataset_dir": str(photographs), "checkpoint": str(trained / "model.pt")}
+    message = mistake("inference", **values, output_dir="photographs/results")
+    assert message.startswith("inference_dir photographs/results/inference lies in dataset_dir ")
 
 
 def test_grades_are_compared_by_name(trained: Path, outside: Path) -> None:

@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,8 @@ def test_no_function(name: Any) -> None:
         guarded(name)
 
 
-TRAIN = str(Path(__file__).resolve().parents[2] / "bundles" / "fundus_dr_grading" / "configs" / "train.json")
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+TRAIN = str(BUNDLES / "fundus_dr_grading" / "configs" / "train.json")
 MULTI = TRAIN.replace("train.json", "multi_gpu_train.json")
 START = ["/anywhere/monai/bundle/__main__.py", "run"]
 
@@ -72,16 +76,19 @@ START = ["/anywhere/monai/bundle/__main__.py", "run"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["--config_file", TRAIN, "--learning_rat", "0.1"],
-            f"Error: --learning_rat is no key of {TRAIN}; did you mean",
-        ),
-        (["--config_file", TRAIN, "--zzz=1"], f"Error: --zzz is no key of {TRAIN}."),
+        (["--config_file", TRAIN, "--learning_rat", "0.1"], f"--learning_rat is no key of {TRAIN}; did you mean --l"),
+        (["--config_file", TRAIN, "-max_epoch", "3"], "did you mean --max_epochs?"),
         (["training", "--config-file", TRAIN, "--trian#trainer#amp", "1"], "did you mean --train?"),
         (["--seed", "1", "--config_file", f"['{TRAIN}','{MULTI}']", "--sed", "0"], "did you mean --seed?"),
+        (["--config_file", TRAIN, "--learning_rat=1", "--seed", "@learning_rate"], "did you mean --learning_rate?"),
+        (["--args_file", "a.json", "--seed", "1"], "--batchsize is no key of"),
     ],
 )
-def test_misspelt_setting_is_told(words: list[str], message: str) -> None:
+def test_misspelt_setting_is_told(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text(json.dumps({"config_file": TRAIN, "batchsize": 3}))
     with pytest.raises(SystemExit, match=re.escape(message)):
         check_overrides([*START, *words])
 
@@ -89,27 +96,44 @@ def test_misspelt_setting_is_told(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        [
-            "--config_file",
-            TRAIN,
-            "--learning_rate",
-            "0.1",
-            "--bundle-root",
-            "x",
-            "--run_id",
-            "run",
-            "--tracking=mlflow",
-        ],
-        ["--config_file", TRAIN, "--train#trainer#max_epochs", "3", "--train::sampler::seed", "3", "--meta_file", "m"],
-        ["--config_file", f"['{TRAIN}', '{MULTI}']", "--synchronized", "x"],
-        ["--config_file", TRAIN, "--mine", "0.1", "--learning_rate", "@mine"],
-        ["--zzz", "1"],  # without a config MONAI itself says what is missing
+        ["--learning_rate", "0.1", "--bundle-root", "x", "--run_id", "run", "--meta_file", "m", "--weight_decay", "-1"],
+        ["--tracking=mlflow", "--experiment_name", "mine", "--tracking_uri", "x", "--run_name", "y"],
+        ["--train#trainer#max_epochs", "3", "--train::sampler::seed", "3", "--_meta_#version", "1"],
+        ["--noresume", "--workflow_type", "train", "--properties_path", "x", "--finalize", "[]"],
+        ["--runs", "0.1", "--learning_rate", "@runs"],
+        ["--runs", "0.1", "--learning_rate", "%runs"],
+        ["--run_id", "runs", "--runs", "[]"],
+        ["--seed", "1", "--", "--trace", "--sed"],
     ],
 )
-def test_settings_that_are_known_pass(words: list[str]) -> None:
-    check_overrides([*START, *words])
+def test_settings_that_are_known_pass(words: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    check_overrides([*START, "--config_file", f"['{TRAIN}', '{MULTI}']", *words])
+    check_overrides([*START, *(["runs"] if "--runs" in words else []), f"--config_file={TRAIN}", *words])
+    check_overrides([*START, *words])  # without a config MONAI itself says what is missing
+    assert not caplog.records
 
 
-@pytest.mark.parametrize("command", [["pytest", "run", "--zzz", "1"], ["/a/monai/bundle/__main__.py"], []])
+def test_setting_of_another_kind_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    check_overrides([*START, "--config_file", TRAIN, "--zzz", "1"])
+    assert [record.message for record in caplog.records] == [f"--zzz is no key of {TRAIN}: nothing there reads it"]
+
+
+@pytest.mark.parametrize("command", [["pytest", "run"], [START[0]], [START[0], "run_workflow"], []])
 def test_other_programs_are_left_alone(command: list[str]) -> None:
-    check_overrides([*command, "--config_file", TRAIN] if command[1:] else command)
+    check_overrides([*command, "--config_file", TRAIN, "--sed", "1"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(BUNDLES.glob("*/configs/*.json")), ids=lambda path: f"{path.parts[-3]}/{path.name}"
+)
+def test_every_config_checks_its_overrides_first(path: Path) -> None:
+    config = json.loads(path.read_text())
+    if "run" in config:
+        assert config["initialize"][0] == "$check_overrides()"
+
+
+def test_command_with_a_misspelt_key(tmp_path: Path) -> None:
+    command = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", TRAIN, "--dataset_dirr", "x"]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr.splitlines()[-1] == f"Error: --dataset_dirr is no key of {TRAIN}; did you mean --dataset_dir?"

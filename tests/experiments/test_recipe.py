@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
@@ -138,6 +139,25 @@ def test_what_is_evaluated(finished: Path) -> None:
         for name in ("report", "fractions")
     }
     assert [e["runs"] for e in linear["report"]] == [e["runs"] for e in linear["fractions"]]
+
+
+def test_frozen_against_training_from_scratch(finished: Path) -> None:
+    """Means over the runs, of the same share of the labels."""
+    found = summary(finished)
+    assert [entry["fraction"] for entry in found["against_scratch"]] == [0.5]
+    (entry,) = found["against_scratch"]
+    for side, name, method, variant in (
+        ("a", "fractions", "fundus", "standardized"),
+        ("b", "fine_tuned", "untrained", None),
+    ):
+        (score,) = [
+            e
+            for e in found["evaluations"][name]["scores"]
+            if (e["method"], e["variant"], e["fraction"]) == (method, variant, 0.5)
+        ]
+        assert entry[side] == pytest.approx(np.mean(score["runs"]))
+    assert entry["difference"] == pytest.approx(entry["a"] - entry["b"])
+    assert entry["interval"][0] <= entry["difference"] <= entry["interval"][1]
 
 
 def test_the_page(finished: Path) -> None:
