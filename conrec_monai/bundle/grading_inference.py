@@ -94,10 +94,11 @@ def load_grader(
         content = read_checkpoint(checkpoint)
         grading = content.get("grading") or {}
         if content["kind"] != "GradingNet" or grading.get("validation") is None:
+            if content["kind"] == "GradingNet":
+                raise ValueError(f"{checkpoint} is not calibrated, expected the model.pt that ends a fine-tuning.")
             raise ValueError(
-                f"{checkpoint} holds a {content['kind']}"
-                f"{'' if content['kind'] != 'GradingNet' else ' without calibration'}, expected the model.pt of a"
-                " fine-tuning: an encoder grades nothing before train.json has trained it on grades."
+                f"{checkpoint} holds a {content['kind']}, expected the model.pt of a fine-tuning: an encoder grades"
+                " nothing before train.json has trained it on grades."
             )
         network: Any = load_model(checkpoint)
         preprocessing, classes, ordinal = content["preprocessing"], grading["classes"], grading["ordinal"]
@@ -288,6 +289,8 @@ def evaluate_grader(
     ):
         if count_of:
             statements.append(f"Left out: {count_of} images {what}.")
+    if len(np.unique(said.predicted)) == 1:
+        statements.append(f"All images were given the grade {grader.classes[said.predicted[0]]}: it tells none apart.")
     if grader.seen is None:
         statements.append("Which images the network has learned from is not known: they may be among those scored.")
     if grader.pretrained is not None:

@@ -34,15 +34,16 @@ MONAI_KEYS = ("initialize", "run", "finalize")  # that a config may have
 def check_overrides(command: Sequence[str] | None = None) -> None:
     """Tells a misspelt ``--key value`` of ``python -m monai.bundle run``.
 
-    MONAI adds a key that it does not know to the config, where nothing reads it: the setting has no effect. Top-level
-    keys are looked at, also those of an ``args_file``; MONAI's own arguments, and keys that another value refers to
-    (``--rate 0.1 --learning_rate @rate``), may be there.
+    MONAI adds a key that it does not know to the config, where nothing reads it: the setting has no effect. Keys of
+    an ``args_file`` are looked at too; MONAI's own arguments, and keys that another value refers to (``--rate 0.1
+    --learning_rate @rate``), may be there.
 
     Args:
         command: the command line; by default that of this process, if it is one of MONAI's.
 
     Raises:
-        SystemExit: when an unknown key resembles a known one. Of any other a warning is logged.
+        SystemExit: when an unknown key resembles a known one, or leads into a value that has no parts. Of any other on
+            the top level a warning is logged.
     """
     if command is None:
         command = sys.argv
@@ -59,6 +60,8 @@ def check_overrides(command: Sequence[str] | None = None) -> None:
     known |= {given.get(name, "") for name in ("run_id", "init_id", "final_id")} | set(command[2:3])
     for name in given:
         root = _root(name)
+        if root in config and root not in given:
+            _check_part(config, name)
         if root in known or any(re.search(rf"[@%]{re.escape(root)}\b", value) for value in given.values()):
             continue
         near = difflib.get_close_matches(root, known, 1, 0.75)
@@ -83,6 +86,22 @@ def _given(words: Sequence[str]) -> dict[str, str]:
         file = ConfigParser.load_config_file(given["args_file"])
         given = {**{name: str(value) for name, value in file.items()}, **given}
     return given
+
+
+def _check_part(config: Any, name: str) -> None:
+    """Checks a key that leads into a part of the config, such as ``train#optimizer#name``."""
+    place = ""
+    for part in re.split("#|::", name.lstrip("+~")):
+        if isinstance(config, dict):
+            near = [] if part in config else difflib.get_close_matches(part, config, 1, 0.75)
+            if near:
+                raise SystemExit(f"Error: --{name}: {place} has no {part}; did you mean {near[0]}?")
+            config = config.get(part)
+        elif isinstance(config, list):
+            config = config[int(part)] if part.isdecimal() and int(part) < len(config) else None
+        elif config is not None:
+            raise SystemExit(f"Error: --{name}: {place} is {config!r}, which has no parts.")
+        place = f"{place}#{part}".lstrip("#")
 
 
 def _root(key: str) -> str:

@@ -195,6 +195,11 @@ class GradingCheckpoint(RunCheckpoint):
         with evaluating(self.grader):
             probabilities = self.grader.probabilities(torch.cat(outputs).to(self.grader.scale.device)).cpu().numpy()
         said = graded(np.arange(len(truth)), probabilities, self.grader.task)
+        if len(np.unique(said.predicted)) == 1:
+            self.logger.warning(
+                f"all images of the validation part are given the grade {self.classes[said.predicted[0]]}: the network"
+                " has not learned to tell grades apart, for example in too few epochs"
+            )
         names = ("qwk", "accuracy", "ece", "brier")
         scores = {name: METRICS[name](truth, said.predicted, said.probabilities) for name in names}
         self._write(MODEL, self.best.epoch, scores)

@@ -88,7 +88,7 @@ class PredictionWriter:
         self._file = self._path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
         self._rows.writerow(self.columns)
-        self._files = self._done = self._errors = 0
+        self._files = self._done = self._errors = self._warned = 0
         self._began = self._said = time.monotonic()
         self._bar = progress_bar(total=self.total, unit=" files", dynamic_ncols=True)
 
@@ -113,6 +113,7 @@ class PredictionWriter:
         self._file.flush()
         self._done += len(ok)
         self._errors += int((~ok).sum())
+        self._warned += sum(map(bool, batch["warnings"]))
         self._say(self._files - before)
 
     def _say(self, files: int) -> None:
@@ -140,8 +141,8 @@ class PredictionWriter:
             file.write("\n ]\n}\n")
         self.logger.info(
             f"{self._done - self._errors} of {self._done} images ({self._files} files) graded in {duration(seconds)},"
-            f" {self._done / seconds:.1f} images/s, {self._errors} could not be read; written to {self._path} and"
-            f" {path.name}"
+            f" {self._done / seconds:.1f} images/s, {self._warned} with warnings, {self._errors} could not be read;"
+            f" written to {self._path} and {path.name}"
         )
         if self._errors == self._done > 0:
             raise SystemExit(f"Error: none of the {self._done} images could be read; {self._path} says why.")

@@ -82,6 +82,15 @@ START = ["/anywhere/monai/bundle/__main__.py", "run"]
         (["--seed", "1", "--config_file", f"['{TRAIN}','{MULTI}']", "--sed", "0"], "did you mean --seed?"),
         (["--config_file", TRAIN, "--learning_rat=1", "--seed", "@learning_rate"], "did you mean --learning_rate?"),
         (["--args_file", "a.json", "--seed", "1"], "--batchsize is no key of"),
+        (
+            ["--config_file", TRAIN, "--train#optimzer", "x"],
+            "--train#optimzer: train has no optimzer; did you mean opt",
+        ),
+        (
+            ["--config_file", TRAIN, "--train::trainer::max_epoch", "x"],
+            "train#trainer has no max_epoch; did you mean m",
+        ),
+        (["--config_file", TRAIN, "--optimizer#lr", "3"], "--optimizer#lr: optimizer is 'adam', which has no parts."),
     ],
 )
 def test_misspelt_setting_is_told(
@@ -99,6 +108,8 @@ def test_misspelt_setting_is_told(
         ["--learning_rate", "0.1", "--bundle-root", "x", "--run_id", "run", "--meta_file", "m", "--weight_decay", "-1"],
         ["--tracking=mlflow", "--experiment_name", "mine", "--tracking_uri", "x", "--run_name", "y"],
         ["--train#trainer#max_epochs", "3", "--train::sampler::seed", "3", "--_meta_#version", "1"],
+        ["--train#trainer#key_train_metric", "3", "--train#handlers#0#every", "1", "--train#sampler#zzz#a", "1"],
+        ["--classes", "{'a': 1}", "--classes#b", "2"],
         ["--noresume", "--workflow_type", "train", "--properties_path", "x", "--finalize", "[]"],
         ["--runs", "0.1", "--learning_rate", "@runs"],
         ["--runs", "0.1", "--learning_rate", "%runs"],

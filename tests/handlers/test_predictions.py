@@ -99,7 +99,7 @@ def test_table_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["predictions.csv", "predictions.json"]
     assert "3 of 5 images (3 files) graded in " in caplog.text
-    assert " images/s, 2 could not be read; written to " in caplog.text
+    assert " images/s, 1 with warnings, 2 could not be read; written to " in caplog.text
 
 
 def test_document_by_hand(tmp_path: Path) -> None:
