@@ -266,6 +266,7 @@ def test_evaluation_leaves_out_what_was_trained_on(trained: Path, outside: Path)
     statements = json.loads(Path("other/evaluation/metrics.json").read_text())["statements"]
     assert statements == [
         "60 images were scored.",
+        "All images were given the grade Moderate: it tells none apart.",  # after three epochs
         "Which images the network has learned from is not known: they may be among those scored.",
     ]
 
@@ -318,6 +319,7 @@ def test_pretraining_on_what_is_scored_is_said(outside: Path) -> None:
     assert scores("out")["statements"] == [
         "20 images were scored.",
         "Left out: 40 images that the network has learned from, with their labels.",
+        "All images were given the grade Moderate: it tells none apart.",  # after one epoch
         "Transductive: the encoder was pretrained on 20 of them, without labels.",
     ]
 
