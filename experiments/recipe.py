@@ -41,8 +41,8 @@ __all__ = ["main", "markdown", "summarize"]
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 FEW = (0.01, 0.05, 0.1)
 FROZEN = ("linear", "levels", "knn")
-# Of both, the pretrained and the random network; chosen on the development part, see docs/recipe.md. The published rate
-# of 5e-5 moves a random network nowhere in so few steps.
+# Of both, the pretrained and the random network; chosen on the development part, see docs/results/grading.md. The
+# published rate of 5e-5 moves a random network nowhere in so few steps.
 FINE_TUNING = {"learning_rate": 0.001, "schedule": "warmup_cosine", "epochs": 100}
 
 

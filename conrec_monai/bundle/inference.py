@@ -21,7 +21,7 @@ from torch import nn
 
 from conrec_monai.bundle.training import check_output_dir, checked_device
 from conrec_monai.data.preprocessing import RESIZES
-from conrec_monai.networks.utils import FORMAT, build_network, load_encoder, load_weights, read_checkpoint
+from conrec_monai.networks.utils import build_network, is_plain_weights, load_encoder, load_weights, read_checkpoint
 from conrec_monai.transforms.field_of_view import FIELDS_OF_VIEW
 
 __all__ = ["InferenceEncoder", "check_inference", "load_for_inference"]
@@ -119,9 +119,7 @@ def plain_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # read_checkpoint, called next, says what is wrong with it
         return None
-    if not isinstance(content, dict) or not content or content.get("format") == FORMAT:
-        return None
-    return content if all(isinstance(value, torch.Tensor) for value in content.values()) else None
+    return content if is_plain_weights(content) else None
 
 
 def check_inference(

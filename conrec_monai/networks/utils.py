@@ -36,6 +36,7 @@ __all__ = [
     "VERSION",
     "build_network",
     "check_weights",
+    "is_plain_weights",
     "load_encoder",
     "load_model",
     "load_weights",
@@ -183,6 +184,11 @@ def _umask() -> int:
     return current
 
 
+def is_plain_weights(content: Any) -> bool:
+    """Whether the content of a file is a plain state dictionary: tensors by name and nothing else."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Reads a checkpoint of this project; nothing in it is executed or unpickled but tensors and plain values.
 
@@ -211,7 +217,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make torch and pickle raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged?): {reason}") from None
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+    if is_plain_weights(content):
         raise ValueError(
             f"{path} holds plain weights without architecture and preprocessing, as models/model.pt of a MONAI bundle"
             " does: its own configs and MONAI's ckpt_export and onnx_export take that. Expected: encoder.pt or model.pt"
