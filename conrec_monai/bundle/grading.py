@@ -58,6 +58,7 @@ PARTS = ("train", "validation", "test")
 RANDOM = "random"
 DENSENET = "densenet121"
 AUTO = "auto"
+ARCHITECTURE = {"features": [16, 32, 64, 128], "pooling": "attention"}  # of random weights
 DEFAULTS = {"image_size": 64, "resize": "squash", "field_of_view": "local_contrast"}  # of an encoder without a file
 
 
@@ -125,8 +126,8 @@ def load_start(
     image_size: Any = AUTO,
     resize: Any = AUTO,
     field_of_view: Any = AUTO,
-    features: Any = (16, 32, 64, 128),
-    pooling: Any = "attention",
+    features: Any = AUTO,
+    pooling: Any = AUTO,
     in_channels: int = 3,
     densenet_weights: Any = None,
     seed: int = 0,
@@ -138,7 +139,8 @@ def load_start(
             "random" (a :class:`conrec_monai.networks.nets.ConRecEncoder` with random weights) or "densenet121".
         image_size, resize, field_of_view: of the images, "auto" for those of the checkpoint; without one for 64,
             "squash" and "local_contrast".
-        features, pooling: of a random ConRecEncoder.
+        features, pooling: of a ConRecEncoder, "auto" for those of the checkpoint, which others may not contradict;
+            without one for (16, 32, 64, 128) and "attention".
         in_channels: of one without a checkpoint.
         densenet_weights: of "densenet121"; see :class:`conrec_monai.networks.nets.DenseNetEncoder`.
         seed: of random weights.
@@ -153,12 +155,20 @@ def load_start(
         )
     if densenet_weights is not None and encoder != DENSENET:
         raise ValueError(f"densenet_weights is for encoder densenet121 alone, the encoder is {encoder}.")
+    if pooling not in (AUTO, "attention", "average"):
+        raise ValueError(f"pooling must be auto, attention or average, got {pooling!r}.")
+    if features != AUTO and (not isinstance(features, list | tuple) or not all(type(f) is int for f in features)):
+        raise ValueError(f"features must be auto or a list of whole numbers, one per level, got {features!r}.")
+    architecture = {"features": features if features == AUTO else list(features), "pooling": pooling}
+    architecture = {name: value for name, value in architecture.items() if value != AUTO}
     preprocessing = dict(DEFAULTS)
     network: Any
     pretraining, labeled = None, GradingStart._field_defaults["labeled"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if encoder == DENSENET:
+            if architecture:
+                raise ValueError(f"{next(iter(architecture))} is of a ConRecEncoder, the encoder is {DENSENET}.")
             network = DenseNetEncoder(in_channels, densenet_weights)
             source = f"DenseNet121, {'random' if densenet_weights is None else densenet_weights} weights"
         elif encoder != RANDOM:
@@ -172,12 +182,14 @@ def load_start(
             if content["kind"] in ("EncoderClassifier", "GradingNet"):
                 labeled = (content.get("grading") or {}).get("image_hashes")
             source = f"{type(network).__name__} of {encoder}"
+            for name, value in architecture.items():
+                found = network.config.get(name)
+                if found != value:
+                    raise ValueError(
+                        f"{name} must be auto or as in {encoder}, {found}, got {value}; encoder {RANDOM} takes any."
+                    )
         else:
-            if pooling not in ("attention", "average"):
-                raise ValueError(f"pooling must be attention or average for random weights, got {pooling!r}.")
-            if not isinstance(features, list | tuple) or not all(type(f) is int for f in features):
-                raise ValueError(f"features must be a list of whole numbers, one per level, got {features!r}.")
-            network = ConRecEncoder(in_channels, tuple(features), pooling)
+            network = ConRecEncoder(in_channels, **{**ARCHITECTURE, **architecture})
             source = "random weights"
     given = {"image_size": image_size, "resize": resize, "field_of_view": field_of_view}
     preprocessing.update({name: value for name, value in given.items() if value != AUTO})
@@ -295,6 +307,8 @@ def check_grading(settings: Mapping[str, Any], data: Datalist, start: GradingSta
             )
         check_resume(path, settings)
     written = [name for name in (MODEL, BEST, "encoder.pt", "metrics.csv") if (path.parent / name).exists()]
+    if settings["resume"]:  # a run that was stopped at once in its first epochs leaves these alone
+        written = [name for name in written if name not in (BEST, "metrics.csv")]
     if written and not path.is_file():
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     if rank():

@@ -144,7 +144,7 @@ def test_encoder_of_a_pretraining_frozen(outside: Path) -> None:
 
 
 def test_other_encoder_and_no_test_part(outside: Path) -> None:
-    small = {"dataset_dir": "phantom:n=24,size=32", "max_epochs": 1, "encoder": "densenet121"}
+    small = {"dataset_dir": "phantom:n=24,size=32", "max_epochs": 1, "encoder": "densenet121", "features": "auto"}
     run("train", **{**TRAINING, **small, "fold": "$None"})
     assert type(load_encoder("out/model.pt")).__name__ == "DenseNetEncoder"
     assert {row["part"] for row in rows("out/split.csv")} == {"train", "validation"}
@@ -196,7 +196,7 @@ def test_official_split_and_patients(outside: Path) -> None:
         ({"max_minutes": 0}, "max_minutes must be a positive number, or null, got 0"),
         ({"cache_dir": 5}, "cache_dir must be a path, or null, got 5"),
         ({"batch_size": 40}, "batch_size 40 is larger than the training part, 2[0-9] of 60 images"),
-        ({"pooling": "flatten"}, "pooling must be attention or average for random weights, got 'flatten'"),
+        ({"pooling": "flatten"}, "pooling must be auto, attention or average, got 'flatten'"),
         ({"fold": 3}, "fold must be one of 0 to 2, got 3"),
         ({"fold": -1}, "fold must be a whole number, or null for no test part, got -1"),
         ({"image_size": 31}, "image_size must be auto or a multiple of 2, got 31"),
@@ -204,7 +204,7 @@ def test_official_split_and_patients(outside: Path) -> None:
             {"field_of_view": "contrast"},
             "field_of_view must be auto, normalize, local_contrast or null, got 'contrast'",
         ),
-        ({"features": 64}, "features must be a list of whole numbers"),
+        ({"features": 64}, "features must be auto or a list of whole numbers"),
         ({"learning_rate": "high"}, "learning_rate must be a number that is not negative, got 'high'"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"augmentation": "blur"}, "augmentation must be one of zoom_flip, None, got 'blur'"),
@@ -212,6 +212,7 @@ def test_official_split_and_patients(outside: Path) -> None:
         ({"dataset_dir": "nowhere"}, "data not found: nowhere"),
         ({"dataset_dir": "circle-square"}, "task ordinal needs ordered grades, circle-square has the classes"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
+        ({"encoder": "densenet121"}, "features is of a ConRecEncoder, the encoder is densenet121"),
         ({"densenet_weights": "imagenet"}, "densenet_weights is for encoder densenet121 alone, the encoder is random"),
     ],
 )
@@ -232,6 +233,12 @@ def test_mistakes_about_files(trained: Path, outside: Path) -> None:
     assert "truncated or damaged" in mistake(**{**TRAINING, "encoder": "cut.pt"})
     assert "truncated or damaged" in mistake("inference", dataset_dir=".", checkpoint="cut.pt")
     save_checkpoint("encoder.pt", ConRecEncoder(features=(4, 8)), {"image_size": 32})
+    assert mistake(**{**TRAINING, "encoder": "encoder.pt", "features": [8, 8]}) == (
+        "features must be auto or as in encoder.pt, [4, 8], got [8, 8]; encoder random takes any."
+    )
+    assert mistake(**{**TRAINING, "encoder": "encoder.pt", "pooling": "average"}) == (
+        "pooling must be auto or as in encoder.pt, attention, got average; encoder random takes any."
+    )
     drawn(outside / "photographs", 1)
     message = mistake("inference", dataset_dir="photographs", checkpoint="encoder.pt")
     assert message.startswith("encoder.pt holds a ConRecEncoder, expected the model.pt of a fine-tuning")
@@ -415,6 +422,10 @@ def test_run_with_other_labels_does_not_go_on(outside: Path) -> None:
     photograph.write_bytes(content)
     Path("out/checkpoint.pt").unlink()
     assert "holds the model.pt of another run" in mistake(**{**values, "resume": True})
+    Path("out/model.pt").unlink()
+    assert "holds the best.pt of another run" in mistake(**values)
+    run("train", **{**values, "resume": True})  # as after a kill between best.pt and the first checkpoint.pt
+    assert Path("out/model.pt").is_file()
 
 
 def test_odd_and_repeated_files(trained: Path, outside: Path) -> None:
