@@ -61,7 +61,7 @@ table1 figure3: $(VENV)/installed
 	  $(if $(SUPERVISED_EPOCHS),--supervised-epochs $(SUPERVISED_EPOCHS)) $(if $(DENSENET),--densenet "$(DENSENET)")
 
 # Settings of the pretraining against each other (docs/recipe.md), one training at a time; goes on where it was stopped.
-#   make sweep CONFIG=experiments/sweeps/views.json DATA=../data RESULTS=output/sweep
+#   make sweep CONFIG=experiments/sweeps/levers.json DATA=../data RESULTS=output/sweep
 sweep: RESULTS ?= output/sweep
 sweep: $(VENV)/installed
 	@[ -n "$(CONFIG)" ] || { echo "CONFIG is not given: make sweep CONFIG=experiments/sweeps/NAME.json"; exit 1; }

@@ -21,13 +21,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from common import interruptible
-from sweep import PARTS
 from torch import Tensor
 
 from conrec_monai.data import CachedImages, load_datalist
@@ -67,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="experiments/contrast_features.py", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("parts", type=Path, help="parts_....json of a sweep")
+    parser.add_argument("dataset", help="graded images, such as parts_....json of a sweep")
+    parser.add_argument("--section", metavar="NAME", help="only this one, such as development (default: all)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="pixels (default: 64 128)")
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        datalist = load_datalist(options.parts, PARTS[0])
+        datalist = load_datalist(options.dataset, options.section)
         labels, groups = np.array([item["label"] for item in datalist]), complete_groups([i["group"] for i in datalist])
         folds = make_folds(labels, groups, n_folds=5, seed=0)
         for size in options.sizes:

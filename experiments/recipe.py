@@ -234,7 +234,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
             lines += [f"{first}, frozen (standardized linear model), less random weights, trained as a whole:", ""]
             lines += [f"- {100 * e['fraction']:g} %: {_difference(e)}" for e in summary["against_scratch"]] + [""]
         lines += [*(f"- {statement}" for statement in evaluation["statements"]), ""]
-        lines += [f"`{evaluation['command']}` ({evaluation['seconds'] / 60:.0f} minutes)", ""]
+        machine = evaluation["machine"]
+        where = (
+            f"{machine['processor']}, {machine['threads']} threads" if machine["device"] == "cpu" else machine["device"]
+        )
+        lines += [f"`{evaluation['command']}` ({evaluation['seconds'] / 60:.0f} minutes; {where})", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -298,6 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line, flush=True)
 
         sweep = Sweep(config, options.config.stem, options.data, options.results, progress)
+        kinds = [bool(changes.get(UNTRAINED)) for changes in config["variants"].values()]
+        if kinds[0] or not any(kinds):
+            raise ValueError(
+                f"{options.config.stem}: expected a first variant that is trained, the recipe, and one with random"
+                f" weights; got {', '.join(config['variants'])}."
+            )
         command = shlex.join(["python", "experiments/recipe.py", *given])
         load_datalist(options.data / options.other)  # a mistake is known before the trainings
         lab = Lab(PRESETS["cpu"], options.data, options.results, command=command, progress=progress)

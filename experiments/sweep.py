@@ -81,6 +81,8 @@ ARCHITECTURE = (
     "in_channels",
     "network_def",
 )
+# Settings that a step's time does not depend on.
+TIMELESS = {"recipe", "alpha", "temperature", "learning_rate", "schedule", "max_epochs"}
 KEYS = {"about", "dataset", "minutes", "seeds", "settings", "variants"}
 
 
@@ -168,10 +170,10 @@ class Sweep:
         if not self.parts.is_file():
             self.progress(f"splitting {self.dataset} into {' and '.join(PARTS)} part")
             write_parts(self.dataset, self.parts)
-        lines = self.lines()
+        scored = {self._key(run) for run in self.runs() if self._is_scored(run)}
+        lines = [line for line in self.lines() if line["key"] in scored]
         for number, run in enumerate(self.runs(), 1):
             key = self._key(run)
-            lines = [line for line in lines if line["key"] != key or self._is_scored(run)]
             if any(line["key"] == key for line in lines):
                 continue
             self.progress(f"{self.name} {number}/{len(self.runs())}: {run.variant}, seed {run.seed}")
@@ -259,7 +261,8 @@ class Sweep:
 
     def _epochs(self, run: _Run) -> int:
         """How many epochs fit into the minutes, as measured on drawn images: a schedule must know its end, and must
-        not depend on what else the machine does. All seeds of a variant get the same number."""
+        not depend on what else the machine does. All seeds of a variant get the same number, and so do variants that
+        differ in settings which take no time."""
         values = _values(run.settings)
         folder = self._rate_folder(run)
         record = read_json(folder / "rate.json")
@@ -280,7 +283,8 @@ class Sweep:
         return max(1, round(record["images_per_second"] * 60 * self.config["minutes"] / images))
 
     def _rate_folder(self, run: _Run) -> Path:
-        return self.results / "rates" / digest(_values(run.settings))
+        timed = {name: value for name, value in _values(run.settings).items() if name not in TIMELESS}
+        return self.results / "rates" / digest(timed)
 
     def rated_on(self) -> list[str]:
         """The machines whose speed the numbers of epochs come from."""
@@ -336,10 +340,10 @@ class Sweep:
         by_key = {line["key"]: line for line in lines}
         found: dict[str, dict[str, list[Predictions]]] = {}
         for run in self.runs():
-            for name in REPRESENTATIONS:
+            for name in REPRESENTATIONS if self._key(run) in by_key else ():
                 predictions = self._predictions(run, name)
-                if predictions is not None:
-                    found.setdefault(run.variant, {}).setdefault(name, []).append(predictions)
+                assert predictions is not None
+                found.setdefault(run.variant, {}).setdefault(name, []).append(predictions)
         first = next(iter(self.config["variants"]))
         text = [
             f"# {self.name}",
@@ -397,10 +401,18 @@ def _check(config: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: seeds must differ, got {seeds!r}.")
     if not isinstance(settings, dict) or not isinstance(variants, dict) or not variants:
         raise ValueError(f"{name}: settings and variants must be objects, got {settings!r} and {variants!r}.")
+    if UNTRAINED in settings:
+        raise ValueError(f"{name}: {UNTRAINED} is for a variant, not for the settings of all.")
     known: dict[str, str] = {}
     for variant, changes in variants.items():
+        if not variant.strip() or set(variant) & set("=@|"):
+            raise ValueError(f"{name}: the name of a variant must be free of =, @ and |, got {variant!r}.")
         if not isinstance(changes, dict):
             raise ValueError(f"{name}: the variant {variant!r} must be an object of settings, got {changes!r}.")
+        if UNTRAINED in changes and (changes[UNTRAINED] is not True or len(changes) > 1):
+            raise ValueError(
+                f'{name}: random weights are {{"{UNTRAINED}": true}} alone, the variant {variant!r} is {changes!r}.'
+            )
         other = known.setdefault(digest(_values({**settings, **changes})), variant)
         if other != variant:
             raise ValueError(f"{name}: the variants {other!r} and {variant!r} have the same settings.")

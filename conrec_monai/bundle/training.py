@@ -428,8 +428,8 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         # Images that cannot be read are known only when they are decoded; then the run is compared as a whole.
         _check_goes_on(path, settings, datalist if settings["on_error"] == "raise" else None)
     # A run that was stopped at once in its first epoch leaves metrics.csv alone.
-    names = (ENCODER,) if settings["resume"] else (ENCODER, "metrics.csv")
-    written = [name for name in names if (path.parent / name).exists()]
+    kept = (ENCODER,) if settings["resume"] else (ENCODER, "metrics.csv")
+    written = [name for name in kept if (path.parent / name).exists()]
     if written and not path.is_file():
         raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     if rank():

@@ -102,7 +102,7 @@ def test_scales_grow_with_the_image(mask: torch.Tensor) -> None:
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = tmp_path / "parts_eyes.json"
     sweep.write_parts(str(data / "eyes"), parts)
-    assert contrast_features.main([str(parts), "--sizes", "32", "48"]) == 0
+    assert contrast_features.main([str(parts), "--section", "report", "--sizes", "32", "48"]) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [line.partition(", kappa ")[0] for line in lines]
     assert heads == [f"{size} px, {what} features" for size in (32, 48) for what in ("colors: 6", "contrasts: 135")]

@@ -35,14 +35,14 @@ with pytest.MonkeyPatch.context() as path:  # scripts, no package
     path.syspath_prepend(str(FOLDER))
     common, recipe, sweep = (importlib.import_module(name) for name in ("common", "recipe", "sweep"))
     in_process, never = (getattr(importlib.import_module("test_table1"), name) for name in ("in_process", "never"))
-    settings = importlib.import_module("test_sweep").SETTINGS
+    sweep_tests = importlib.import_module("test_sweep")
 
 
 def start(data: Path, results: Path, run_child: Callable, other: str = "others") -> int:
     """The command line, with evaluations that are made in seconds."""
-    config = {"about": "A sentence.", "dataset": "eyes", "minutes": 0.01, "seeds": [0, 1], "settings": settings}
+    config = sweep_tests.config(variants=VARIANTS)
     results.mkdir(exist_ok=True)
-    (results / "final.json").write_text(json.dumps({**config, "variants": VARIANTS}))
+    (results / "final.json").write_text(json.dumps(config))
     with pytest.MonkeyPatch.context() as patch:
         for module in (common, sweep):
             patch.setattr(module, "run_child", run_child)
@@ -268,6 +268,18 @@ def test_a_configuration_that_is_missing(tmp_path: Path, capsys: pytest.CaptureF
     assert recipe.main([str(path), "--results", str(tmp_path / "results")]) == 1
     assert capsys.readouterr().err == f"Error: there is no configuration {path}.\n"
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("variants", [{"plain": {}}, {"random": {"untrained": True}, "plain": {}}])
+def test_a_configuration_without_recipe_or_random_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], variants: dict[str, Any]
+) -> None:
+    path = tmp_path / "final.json"
+    path.write_text(json.dumps(sweep_tests.config(variants=variants)))
+    assert recipe.main([str(path), "--results", str(tmp_path / "results")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: final: expected a first variant that is trained, the recipe, and one with random")
+    assert error.count("\n") == 1 and not (tmp_path / "results").exists()
 
 
 def test_differences_in_bold_leave_zero_out() -> None:

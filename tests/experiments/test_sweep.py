@@ -104,6 +104,11 @@ def start(data: Path, results: Path, run_child: Callable, name: str = "views", *
         return sweep.main([str(path), "--data", str(data), "--results", str(results)])
 
 
+def rate_folder(results: Path, settings: dict[str, Any]) -> Path:
+    timed = {name: value for name, value in sweep._values(settings).items() if name not in sweep.TIMELESS}
+    return results / "rates" / digest(timed)
+
+
 def lines(results: Path, name: str = "views") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
 
@@ -135,12 +140,12 @@ def test_a_whole_sweep(finished: Path) -> None:
             continue
         assert line["contrastive_loss"] > 0 and line["reconstruction_loss"] > 0 and line["images_per_second"] > 0
         assert "torch" in line["versions"] and line["machine"]["threads"] > 0
-        rate = json.loads((finished / "rates" / digest(sweep._values(line["settings"])) / "rate.json").read_text())
+        rate = json.loads((rate_folder(finished, line["settings"]) / "rate.json").read_text())
         assert line["epochs"] == max(1, round(rate["images_per_second"] * 60 * 0.01 / 61))
         (log,) = (finished / "runs" / line["key"]).glob("train.log")
         assert "epoch" in log.read_text()
     assert len({line["h"] for line in found}) > 1
-    assert len(list((finished / "rates").iterdir())) == 2  # the seeds share them
+    assert len(list((finished / "rates").iterdir())) == 1  # seeds share it, and a setting that takes no time
     assert len(list((finished / "runs").glob("*/train.log"))) == 4
 
     table = rows(finished)
@@ -184,7 +189,7 @@ def test_what_is_finished_is_not_repeated(data: Path, finished: Path) -> None:
 def test_a_setting_that_the_bundle_refuses(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     variants = {"plain": {"temperature": 0}}
     assert start(data, tmp_path, in_process, variants=variants) == 1
-    log = tmp_path / "rates" / digest(sweep._values({**SETTINGS, "temperature": 0})) / "rate.log"
+    log = rate_folder(tmp_path, SETTINGS) / "rate.log"
     error = capsys.readouterr().err
     assert error.startswith(f"Error: a training failed, {log} ends with: Error: temperature must be positive")
     assert error.count("\n") == 1
@@ -240,7 +245,7 @@ def test_epochs_are_those_of_the_measured_rate(data: Path, tmp_path: Path, minut
             todo._train(run)
     (measured,) = bundle.measured  # the rate is one of all seeds
     assert (measured["dataset_dir"], measured["max_epochs"]) == ("phantom:n=64,size=32", "3")
-    rate = tmp_path / "rates" / digest(sweep._values(SETTINGS))
+    rate = rate_folder(tmp_path, SETTINGS)
     record = json.loads((rate / "rate.json").read_text())
     assert record == {"images_per_second": 100, "machine": MACHINE}  # the best epoch
     assert todo.rated_on() == ["a processor, 2 threads, bfloat16"]
@@ -347,6 +352,9 @@ def test_damaged_predictions_are_made_again(data: Path, tmp_path: Path) -> None:
         assert start(data, tmp_path, never, **changes) == 0  # no training
         assert len(read_predictions(files[0]).folds) == 5
         assert {line["key"]: line for line in lines(tmp_path)} == before and rows(tmp_path) == table
+    shutil.rmtree(tmp_path / "predictions")  # of both runs
+    assert start(data, tmp_path, never, **changes) == 0
+    assert {line["key"]: line for line in lines(tmp_path)} == before and rows(tmp_path) == table
 
 
 def test_another_data_set_has_parts_of_its_own(data: Path, tmp_path: Path) -> None:
@@ -389,6 +397,20 @@ def test_another_data_set_has_parts_of_its_own(data: Path, tmp_path: Path) -> No
         ({"variants": [{}]}, "views: settings and variants must be objects, got {"),
         ({"variants": {"a": 3}}, "views: the variant 'a' must be an object of settings, got 3."),
         ({"variants": {"a": {}, "b": {}}}, "views: the variants 'a' and 'b' have the same settings."),
+        (
+            {"variants": {"a": {}, "b=2": {"alpha": 2}}},
+            "views: the name of a variant must be free of =, @ and |, got 'b=2'.",
+        ),
+        ({"variants": {" ": {}}}, "views: the name of a variant must be free of =, @ and |, got ' '."),
+        (
+            {"variants": {"a": {}, "b": {"untrained": True, "alpha": 2}}},
+            "views: random weights are {\"untrained\": true} alone, the variant 'b' is {'untrained': True, 'alpha'",
+        ),
+        (
+            {"variants": {"a": {}, "b": {"untrained": False}}},
+            'views: random weights are {"untrained": true} alone, the',
+        ),
+        ({"settings": {"untrained": True}}, "views: untrained is for a variant, not for the settings of all."),
         ({"variants": {"a": {"untrained": True}}}, "views: expected at least one variant that is trained."),
         ({"variants": {"a": {"recipe": "papers"}}}, "recipe must be one of paper, fundus, got 'papers'."),
     ],
