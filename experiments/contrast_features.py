@@ -12,7 +12,7 @@
 """How much a linear model makes of colors, and of local contrasts, without any network.
 
 Contrasts are differences of Gaussians inside the retina: means of their bright and dark part, deviation, and the
-shares of pixels beyond 0.02, 0.05 and 0.1. Scored on the development part that a sweep has made.
+shares of pixels beyond 0.02, 0.05 and 0.1. Scored by cross-validation, or on another data set.
 """
 
 from __future__ import annotations
@@ -67,16 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("dataset", help="graded images, such as parts_....json of a sweep")
     parser.add_argument("--section", metavar="NAME", help="only this one, such as development (default: all)")
+    parser.add_argument("--test", metavar="DATASET", help="fit on the first, score on this one (default: 5 folds)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="pixels (default: 64 128)")
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        datalist = load_datalist(options.dataset, options.section)
-        labels, groups = np.array([item["label"] for item in datalist]), complete_groups([i["group"] for i in datalist])
-        folds = make_folds(labels, groups, n_folds=5, seed=0)
+        data = [load_datalist(options.dataset, options.section)]
+        if options.test is not None:
+            data.append(load_datalist(options.test))
+        items = [item for part in data for item in part]
+        labels, groups = np.array([item["label"] for item in items]), complete_groups([item["group"] for item in items])
+        train, test = np.split(np.arange(len(items)), [len(data[0])])
+        folds = [(train, test)] if len(test) else make_folds(labels, groups, n_folds=5, seed=0)
         for size in options.sizes:
-            cached = CachedImages(datalist, size, num_workers=os.cpu_count() or 1, field_of_view="normalize").load()
-            images, mask = unit_float(cached.images), torch.from_numpy(field_of_view_mask(size))
+            threads = os.cpu_count() or 1
+            cached = [CachedImages(part, size, num_workers=threads, field_of_view="normalize") for part in data]
+            images = unit_float(torch.cat([part.load().images for part in cached]))
+            mask = torch.from_numpy(field_of_view_mask(size))
             for name, features in (("colors", color_features), ("contrasts", contrast_features)):
                 x = torch.cat([features(part, mask) for part in images.split(128)]).numpy()
                 score = linear_evaluation(x, labels, folds, "diabetic", True, labels.max() + 1, groups)["qwk"]

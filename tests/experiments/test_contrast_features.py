@@ -111,6 +111,15 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert kappa and -1 <= float(kappa[1]) <= 1
 
 
+def test_another_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted, scored = str(data / "eyes"), str(data / "others")
+    assert contrast_features.main([fitted, "--test", fitted, "--sizes", "32"]) == 0
+    known = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert contrast_features.main([fitted, "--test", scored, "--sizes", "32"]) == 0
+    unknown = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert known[1] > 0.9 and known[1] > unknown[1]  # 135 features fit the images that they are scored on
+
+
 def test_missing_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert contrast_features.main([str(tmp_path / "parts.json")]) == 1
     error = capsys.readouterr().err
