@@ -338,9 +338,10 @@ class Sweep:
         labels, groups, _ = self._plan(load_datalist(self.parts, PARTS[0]))
         seeds = self.config["seeds"]
         by_key = {line["key"]: line for line in lines}
+        finished = [run for run in self.runs() if self._key(run) in by_key]
         found: dict[str, dict[str, list[Predictions]]] = {}
-        for run in self.runs():
-            for name in REPRESENTATIONS if self._key(run) in by_key else ():
+        for run in finished:
+            for name in REPRESENTATIONS:
                 predictions = self._predictions(run, name)
                 assert predictions is not None
                 found.setdefault(run.variant, {}).setdefault(name, []).append(predictions)
@@ -359,7 +360,7 @@ class Sweep:
             "|---|---|---|---|---|---|---|",
         ]
         for variant, changes in self.config["variants"].items():
-            own = [by_key[self._key(run)] for run in self.runs() if run.variant == variant and self._key(run) in by_key]
+            own = [by_key[self._key(run)] for run in finished if run.variant == variant]
             if not own:
                 continue
             losses = [line["contrastive_loss"] for line in own if "contrastive_loss" in line]

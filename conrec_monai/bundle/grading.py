@@ -24,13 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from conrec_monai.bundle.evaluation import duplicates_size
-from conrec_monai.bundle.training import check_output_dir, checked_datalist, checked_device, decode
+from conrec_monai.bundle.training import (
+    check_output_dir,
+    check_run_dir,
+    checked_datalist,
+    checked_device,
+    decode,
+)
 from conrec_monai.data import DR_GRADES, CachedImages, Datalist
 from conrec_monai.data.preprocessing import RESIZES
 from conrec_monai.engines import bfloat16_is_fast
 from conrec_monai.evaluation import complete_groups, duplicate_groups, merge_groups, split_parts
 from conrec_monai.handlers import check_resume
-from conrec_monai.handlers.checkpoint import CHECKPOINT
+from conrec_monai.handlers.checkpoint import CHECKPOINT, ENCODER
 from conrec_monai.handlers.grading import BEST, MODEL
 from conrec_monai.losses import CumulativeBCELoss, GradeRegressionLoss
 from conrec_monai.networks.nets import ConRecEncoder, DenseNetEncoder
@@ -299,18 +305,9 @@ def check_grading(settings: Mapping[str, Any], data: Datalist, start: GradingSta
         )
     if settings["cache_dir"] is not None:
         check_output_dir(settings["cache_dir"], "cache_dir")
-    path = check_output_dir(settings["output_dir"]) / CHECKPOINT
-    if path.is_file():
-        if not settings["resume"]:
-            raise ValueError(
-                f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
-            )
+    path = check_run_dir(settings["output_dir"], settings["resume"], (MODEL, ENCODER), (BEST, "metrics.csv"))
+    if path is not None:
         check_resume(path, settings)
-    written = [name for name in (MODEL, BEST, "encoder.pt", "metrics.csv") if (path.parent / name).exists()]
-    if settings["resume"]:  # a run that was stopped at once in its first epochs leaves these alone
-        written = [name for name in written if name not in (BEST, "metrics.csv")]
-    if written and not path.is_file():
-        raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     if rank():
         return
     counts = np.bincount(labels, minlength=len(grade_names(data))).tolist()

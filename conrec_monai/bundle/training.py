@@ -37,6 +37,7 @@ from conrec_monai.utils import rank, world_size
 
 __all__ = [
     "check_output_dir",
+    "check_run_dir",
     "checked_datalist",
     "checked_device",
     "check_network",
@@ -274,6 +275,38 @@ def check_output_dir(output_dir: str | os.PathLike, name: str = "output_dir") ->
     return path
 
 
+def check_run_dir(
+    output_dir: str | os.PathLike, resume: bool, results: Sequence[str], begun: Sequence[str]
+) -> Path | None:
+    """Checks that a folder is free for a run, or holds the run that is to go on; makes it.
+
+    Args:
+        output_dir: the folder.
+        resume: whether the run may go on.
+        results: files that are never overwritten.
+        begun: files that a run leaves which was stopped at once, before its first checkpoint; one that may go on
+            begins anew over them.
+
+    Returns:
+        The checkpoint to go on from; None where the run begins.
+
+    Raises:
+        ValueError: when it holds another run, or cannot be made or written to.
+    """
+    folder = check_output_dir(output_dir)
+    path = folder / CHECKPOINT
+    if path.is_file():
+        if not resume:
+            raise ValueError(
+                f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
+            )
+        return path
+    for name in results if resume else (*results, *begun):
+        if (folder / name).exists():
+            raise ValueError(f"output_dir {folder} holds the {name} of another run; name another output_dir.")
+    return None
+
+
 def training_settings(device: torch.device | str = "cpu", **settings: Any) -> dict[str, Any]:
     """The settings of a run with every default filled in: null values become what they stand for.
 
@@ -419,19 +452,10 @@ def check_training(settings: Mapping[str, Any], data: PretrainingData) -> None:
         raise ValueError(f"probe_dir must be a path, got {settings['probe_dir']!r}.")
     if settings["cache_dir"] is not None and not any(Path(settings["cache_dir"]).glob("*.images")):
         check_output_dir(settings["cache_dir"], "cache_dir")  # one that holds all images may be read-only
-    path = check_output_dir(settings["output_dir"]) / CHECKPOINT
-    if path.is_file():
-        if not settings["resume"]:
-            raise ValueError(
-                f"{path} exists; it is not overwritten: go on with that run (--resume True) or name another output_dir."
-            )
+    path = check_run_dir(settings["output_dir"], settings["resume"], (ENCODER,), ("metrics.csv",))
+    if path is not None:
         # Images that cannot be read are known only when they are decoded; then the run is compared as a whole.
         _check_goes_on(path, settings, datalist if settings["on_error"] == "raise" else None)
-    # A run that was stopped at once in its first epoch leaves metrics.csv alone.
-    kept = (ENCODER,) if settings["resume"] else (ENCODER, "metrics.csv")
-    written = [name for name in kept if (path.parent / name).exists()]
-    if written and not path.is_file():
-        raise ValueError(f"output_dir {path.parent} holds the {written[0]} of another run; name another output_dir.")
     if rank():
         return
     chosen = [
